@@ -1,0 +1,118 @@
+"""The verbs as plain Python. The command line is a thin door to these."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from toolkit.hardware import prepare_environment
+
+prepare_environment()  # before torch or llama.cpp can be loaded below
+
+from toolkit.engines.base import Sampling  # noqa: E402
+from toolkit.engines.load import load_engine  # noqa: E402
+from toolkit.narrative.dimensions import KEYS  # noqa: E402
+from toolkit.narrative.writing import check_premise, write_prompt  # noqa: E402
+from toolkit.records import AspectRatings, Plot, text_id  # noqa: E402
+
+
+def write_stream(
+    premise: str,
+    n: int = 1,
+    *,
+    model: str | Path = "embedded",
+    adapter: str | Path | None = None,
+    seed: int | None = None,
+    temperature: float = 0.8,
+    min_p: float = 0.05,
+    max_tokens: int = 220,
+) -> Iterator[tuple[int, str]]:
+    """Plots for one premise as they are written: (which of the n, next piece of its text).
+
+    Args:
+        model: embedded, a .gguf file, a run folder (its exported model), an http address, a folder or hub id.
+        adapter: a GGUF adapter, put on a GGUF model.
+        seed: same seed, same machine, same text; None draws one.
+
+    Raises:
+        UserError: empty or over-long premise, n below 1, or no such model.
+    """
+    import random
+
+    from toolkit.errors import UserError
+
+    if n < 1:
+        raise UserError(f"n is {n}; at least 1 plot must be asked for")
+    premise = check_premise(premise)
+    seed = random.randrange(2**31) if seed is None else seed
+    sampling = Sampling(temperature, min_p, repeat_penalty=1.05, max_tokens=max_tokens, seed=seed)
+    engine = load_engine(model, lora=adapter)
+    try:
+        from dataclasses import replace
+
+        for start in range(0, n, 16):  # the local engine decodes so many side by side
+            part = min(16, n - start)
+            for i, piece in engine.stream([write_prompt(premise)], part, replace(sampling, seed=seed + start)):
+                yield start + i, piece
+    finally:
+        if hasattr(engine, "close"):
+            engine.close()
+
+
+def write(premise: str, n: int = 1, **settings) -> list[str]:
+    """`n` plots for one premise; settings as `write_stream`."""
+    texts = [""] * n
+    for i, piece in write_stream(premise, n, **settings):
+        texts[i] += piece
+    return [t.strip() for t in texts]
+
+
+def rate(texts: Iterable[str | Plot], reward: str | Path) -> list[AspectRatings]:
+    """Five ratings a text by a trained reward model.
+
+    Args:
+        reward: folder of the reward model, or of the run that trained it.
+
+    Raises UserError when there is none, or a text is empty or too long.
+    """
+    from toolkit.reward.model import load_reward_model
+
+    plots = [_plot(t) for t in texts]
+    values = load_reward_model(reward).score([p.text for p in plots])
+    return [
+        AspectRatings(
+            p.id, {k: round(float(v), 3) for k, v in zip(KEYS, row, strict=True)}, rater=f"reward model {reward}"
+        )
+        for p, row in zip(plots, values, strict=True)
+    ]
+
+
+def judge(texts: Iterable[str | Plot], judge: str | Path = "embedded") -> Iterator[AspectRatings]:
+    """Five ratings a text by a quantized judge that is independent of the reward model, one after the other.
+
+    Args:
+        judge: embedded, a .gguf file, an http address, a folder or hub id.
+    """
+    from toolkit.evaluate.judge import judge_plot
+
+    plots = [_plot(t) for t in texts]
+    engine = load_engine(judge, n_ctx=8192)
+    try:
+        for plot in plots:
+            yield judge_plot(engine, plot)
+    finally:
+        if hasattr(engine, "close"):
+            engine.close()
+
+
+def run(recipe: str | Path, out: str | Path | None = None, **overrides) -> Path:
+    """Run a recipe (a name or a YAML file); returns the report. Overrides: run("quickstart", **{"dpo.beta": 0.2})."""
+    import json
+
+    from toolkit.recipe import load_recipe
+    from toolkit.run import run_recipe
+
+    loaded = load_recipe(str(recipe), [f"{k}={json.dumps(v)}" for k, v in overrides.items()])
+    return run_recipe(loaded, Path(out) if out else Path("runs") / loaded.name)
+
+
+def _plot(text: str | Plot) -> Plot:
+    return text if isinstance(text, Plot) else Plot(text_id(text), text)

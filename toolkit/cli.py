@@ -1,0 +1,245 @@
+"""The command line. Nothing heavy is imported before a verb needs it: --help answers at once."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from toolkit.errors import FablesmithError, UserError
+
+EXAMPLES = {
+    "run": "fablesmith run quickstart\n  fablesmith run recipes/quickstart.yaml --set dpo.beta=0.2 --out runs/b02",
+    "recipes": "fablesmith recipes",
+    "write": 'fablesmith write "A lighthouse keeper learns what the light keeps away." -n 3 --seed 1\n'
+    '  fablesmith write "A lighthouse keeper learns what the light keeps away." --model runs/quickstart',
+    "rate": "fablesmith rate stories.jsonl --with runs/quickstart",
+    "judge": "fablesmith judge stories.jsonl",
+}
+MODEL_HELP = "embedded, a .gguf file, a run folder, an http address, a folder or hub id (default: embedded)"
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="fablesmith",
+        description="Teach a small language model to write better plots, on your own machine.",
+        epilog="start here:\n  fablesmith run quickstart",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="store_true", help="print the version and stop")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+
+    def verb(name: str, help: str) -> argparse.ArgumentParser:
+        p = verbs.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=f"example:\n  {EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        p.add_argument("--offline", action="store_true", help="never use the network; say what is missing instead")
+        p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return p
+
+    p = verb("run", "run a recipe: premises to report, resuming what stands")
+    p.add_argument("recipe", help="a recipe's name (see `fablesmith recipes`) or a YAML file")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; may be repeated"
+    )
+    p.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME)")
+    p.add_argument("--dry-run", action="store_true", help="show stages, sizes and expected time; do nothing")
+    p.add_argument("--skip-bad-lines", action="store_true", help="leave bad lines of your files out and count them")
+
+    verb("recipes", "list the recipes, with what each needs")
+
+    p = verb("write", "write plots for a premise")
+    p.add_argument("premise", help="one or two sentences; - reads standard input")
+    p.add_argument("-n", type=int, default=1, help="how many plots (default: 1)")
+    p.add_argument("--model", default="embedded", help=MODEL_HELP)
+    p.add_argument("--adapter", type=Path, help="a GGUF adapter for the model")
+    p.add_argument("--seed", type=int, help="same seed, same plots")
+    p.add_argument("--temperature", type=float, default=0.8, help="0 is the likeliest text (default: 0.8)")
+    p.add_argument("--max-tokens", type=int, default=220, help="longest plot (default: 220)")
+    p.add_argument("--json", action="store_true", help="one JSON line a plot")
+
+    for name, help in (
+        ("rate", "rate texts on five dimensions with a reward model you trained"),
+        ("judge", "rate texts on five dimensions with a quantized judge"),
+    ):
+        p = verb(name, help)
+        p.add_argument("file", type=Path, help="JSONL with texts: ours, messages, ShareGPT, Alpaca …")
+        if name == "rate":
+            p.add_argument(
+                "--with", dest="reward", type=Path, required=True, metavar="RUN", help="the run that trained it"
+            )
+        else:
+            p.add_argument("--model", default="embedded", help=MODEL_HELP)
+        p.add_argument("--out", type=Path, help="write JSONL there instead of a table")
+        p.add_argument("--json", action="store_true", help="one JSON line a text instead of a table")
+        p.add_argument("--skip-bad-lines", action="store_true", help="leave bad lines out and count them")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 (our failure), 2 (something the user can mend), 130 (interrupted)."""
+    top = parser()
+    args = top.parse_args(argv)
+    if args.version:
+        from importlib.metadata import version
+
+        print(version("fablesmith"))
+        return 0
+    if not args.verb:
+        top.print_help()
+        return 0
+    from toolkit.hardware import prepare_environment
+
+    prepare_environment(args.offline)
+    try:
+        _VERBS[args.verb](args)
+        sys.stdout.flush()
+        return 0
+    except UserError as error:
+        if args.debug:
+            raise
+        _complain(str(error), error.hint)
+        return 2
+    except FablesmithError as error:
+        if args.debug:
+            raise
+        _complain(str(error), "this is a failure of ours or of a library, not of yours; --debug shows where")
+        return 1
+    except KeyboardInterrupt:
+        _complain("interrupted", "what was made is kept; the same command goes on from there")
+        return 130
+    except BrokenPipeError:  # `fablesmith write … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        if args.debug:
+            raise
+        _complain("this machine's memory is not enough", "close other programs, or make the batch or the texts smaller")
+        return 2
+
+
+def _complain(message: str, hint: str) -> None:
+    red, plain = ("\033[31m", "\033[0m") if sys.stderr.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    print(f"{red}error: {message}{plain}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def _run(args) -> None:
+    from toolkit.recipe import load_recipe
+
+    overrides = list(args.set) + (["premises.skip_bad_lines=true"] if args.skip_bad_lines else [])
+    recipe = load_recipe(args.recipe, overrides)
+    out = args.out or Path("runs") / recipe.name
+    if args.dry_run:
+        from toolkit.fit import show_plan
+
+        print(show_plan(recipe, out))
+        return
+    from toolkit.run import run_recipe
+
+    print(run_recipe(recipe, out))
+
+
+def _recipes(args) -> None:
+    from toolkit.recipe import load_recipe, recipes_folder
+
+    for path in sorted(recipes_folder().glob("*.yaml")):
+        recipe = load_recipe(str(path))
+        print(f"{recipe.name:<14} {recipe.about}\n{'':<14} needs: {recipe.memory}")
+
+
+def _write(args) -> None:
+    from toolkit.api import write_stream
+
+    premise = sys.stdin.read() if args.premise == "-" else args.premise
+    settings = {"model": args.model, "adapter": args.adapter, "seed": args.seed}
+    settings |= {"temperature": args.temperature, "max_tokens": args.max_tokens}
+    if args.temperature < 0 or args.max_tokens < 1:
+        raise UserError("--temperature must be at least 0 and --max-tokens at least 1")
+    stream = write_stream(premise, args.n, **settings)
+    texts, shown = [""] * args.n, 0
+    for i, piece in stream:
+        # the first plot appears as it is written; the others, written beside it, each when its turn has come
+        piece = piece if texts[i] else piece.lstrip()
+        if i == shown and not args.json:
+            if not texts[i] and piece:
+                _heading(i, args.n)
+            print(piece, end="", flush=True)
+        texts[i] += piece
+    if args.json:
+        for i, text in enumerate(texts):
+            print(
+                json.dumps(
+                    {"premise": premise.strip(), "text": text.strip(), "n": i, "seed": args.seed}, ensure_ascii=False
+                )
+            )
+        return
+    print()
+    for i in range(1, args.n):
+        print()
+        _heading(i, args.n)
+        print(texts[i].strip())
+
+
+def _heading(i: int, n: int) -> None:
+    if n > 1:
+        print(f"── {i + 1} of {n} " + "─" * 40)
+
+
+def _rate(args) -> None:
+    from toolkit.records import read_plots
+
+    plots = _texts(read_plots(args.file, args.skip_bad_lines))
+    from toolkit.api import rate
+
+    _ratings(args, plots, rate(plots, args.reward))
+
+
+def _judge(args) -> None:
+    from toolkit.api import judge
+    from toolkit.progress import bar
+    from toolkit.records import read_plots
+
+    plots = _texts(read_plots(args.file, args.skip_bad_lines))
+    _ratings(args, plots, list(bar(judge(plots, args.model), total=len(plots), desc="judge", unit="text")))
+
+
+def _texts(imported) -> list:
+    from toolkit.progress import say
+
+    for bad in imported.bad:
+        say(f"left out {bad}")
+    if imported.bad:
+        say(f"{len(imported.bad)} bad lines left out, {len(imported.rows)} texts kept")
+    return imported.rows
+
+
+def _ratings(args, plots, ratings) -> None:
+    from toolkit.narrative.dimensions import DIMENSIONS
+    from toolkit.records import dump, write_jsonl
+
+    if args.out:
+        try:
+            write_jsonl(args.out, ratings)
+        except OSError as error:
+            raise UserError(f"cannot write {args.out}: {error.strerror}", "name another file with --out") from None
+        print(args.out)
+        return
+    if args.json:
+        for r in ratings:
+            print(dump(r))
+        return
+    short = [d.name.split()[0] if d.key != "coherence" else "Coherence" for d in DIMENSIONS]
+    print(f"{'text':<34}" + "".join(f"{s:>11}" for s in short) + f"{'mean':>8}")
+    for plot, r in zip(plots, ratings, strict=True):
+        start = plot.text.replace("\n", " ")
+        start = start if len(start) <= 32 else start[:31] + "…"
+        print(f"{start:<34}" + "".join(f"{r.scores[d.key]:>11.2f}" for d in DIMENSIONS) + f"{r.mean:>8.2f}")
+
+
+_VERBS = {"run": _run, "recipes": _recipes, "write": _write, "rate": _rate, "judge": _judge}

@@ -1,0 +1,22 @@
+"""How we fail: one exception tree, messages that say what, where, and what to do."""
+
+
+class FablesmithError(Exception):
+    """Root of every error this project raises on purpose."""
+
+
+class UserError(FablesmithError):
+    """Something the user can mend. The command line prints one red line, one hint, and exits with 2.
+
+    Args:
+        message: what is wrong and where (file, line, key, value).
+        hint: what to do about it, one sentence.
+    """
+
+    def __init__(self, message: str, hint: str = ""):
+        super().__init__(message)
+        self.hint = hint
+
+
+class ProofError(FablesmithError):
+    """A check of our own work failed (export proof, step-0 margin): the result must not be trusted."""

@@ -1,0 +1,139 @@
+"""Pictures for the report, as SVG text: readable in light and dark, no files, no network."""
+
+import io
+
+import numpy as np
+
+from toolkit.narrative.dimensions import DIMENSIONS, SCALE
+
+INK, BASE, ALIGNED, QUIET = "#6b7280", "#8a94a6", "#d9730d", "#c9ced6"
+
+
+def _figure(width: float, height: float, polar: bool = False):
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "svg.fonttype": "none",  # text stays text: sharp, and read aloud by screen readers
+            "svg.hashsalt": "fablesmith",  # same input, same bytes
+            "font.family": "sans-serif",
+            "font.size": 10,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": QUIET,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    )
+    figure, axes = plt.subplots(figsize=(width, height), subplot_kw={"polar": True} if polar else {})
+    figure.patch.set_alpha(0)
+    axes.patch.set_alpha(0)
+    return figure, axes
+
+
+def _svg(figure, title: str) -> str:
+    from matplotlib import pyplot as plt
+
+    room = io.StringIO()
+    figure.savefig(room, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    text = room.getvalue()
+    text = text[text.index("<svg") :]
+    return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+
+
+def radar(series: dict[str, dict[str, float]], title: str) -> str:
+    """Mean rating of each writer on the five dimensions."""
+    figure, axes = _figure(4.6, 4.0, polar=True)
+    angles = np.linspace(0, 2 * np.pi, len(DIMENSIONS), endpoint=False)
+    closed = np.append(angles, angles[0])
+    values = [v for s in series.values() for k, v in s.items() if k != "mean"]
+    low, high = max(SCALE[0], np.floor(min(values)) - 1), min(SCALE[1], np.ceil(max(values)) + 0.5)
+    for (name, scores), colour in zip(series.items(), (BASE, ALIGNED), strict=False):
+        row = [scores[d.key] for d in DIMENSIONS]
+        axes.plot(closed, [*row, row[0]], color=colour, linewidth=2, label=name)
+        axes.fill(closed, [*row, row[0]], color=colour, alpha=0.12)
+    axes.set_theta_offset(np.pi / 2)
+    axes.set_theta_direction(-1)
+    axes.set_xticks(angles, [d.name.replace(" ", "\n", 1) for d in DIMENSIONS])
+    axes.set_ylim(low, high)
+    axes.tick_params(pad=10)
+    axes.grid(color=QUIET, linewidth=0.6)
+    axes.spines["polar"].set_color(QUIET)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.25, -0.12), frameon=False)
+    return _svg(figure, title)
+
+
+def curves(rows: list[dict], keys: dict[str, str], title: str) -> str:
+    """Logged values over training steps: key → label, one line each."""
+    figure, axes = _figure(5.2, 2.8)
+    colours = (ALIGNED, "#3b7ea1", BASE)
+    for (key, label), colour in zip(keys.items(), colours, strict=False):
+        points = [(r["step"], r[key]) for r in rows if key in r]
+        if points:
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, color=colour, label=label, linewidth=1.8, marker="o" if len(x) < 30 else None, markersize=3)
+    axes.set_xlabel("step")
+    axes.legend(frameon=False)
+    axes.grid(axis="y", color=QUIET, linewidth=0.5)
+    return _svg(figure, title)
+
+
+def margins(kept: list[float], rejected: list[float], threshold: float | None) -> str:
+    """Histogram of the mean-reward margins of kept and rejected pairs."""
+    figure, axes = _figure(5.2, 2.8)
+    bins = np.linspace(0, max([*kept, *rejected, 0.1]), 25)
+    axes.hist([kept, rejected], bins=bins, stacked=True, color=[ALIGNED, QUIET], label=["kept", "left out"])
+    if threshold is not None:
+        axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, label="pairs.margin")
+    axes.set_xlabel("difference of mean reward within a pair")
+    axes.set_ylabel("pairs")
+    axes.legend(frameon=False)
+    return _svg(figure, "Histogram of reward margins of candidate pairs")
+
+
+def wins(overall: list, by_dimension: dict[str, list]) -> str:
+    """Win rate of the aligned writer, with 95 % intervals; 50 % is no difference."""
+    figure, axes = _figure(5.2, 2.8)
+    names = [d.name for d in DIMENSIONS] + ["Overall"]
+    rows = [by_dimension[d.key] for d in DIMENSIONS] + [overall]
+    for y, (value, low, high) in enumerate(rows):
+        last = y == len(rows) - 1
+        if low is not None:
+            axes.plot(
+                [100 * low, 100 * high], [y, y], color=ALIGNED if last else BASE, linewidth=3 if last else 2, alpha=0.6
+            )
+        axes.plot(100 * value, y, "o", color=ALIGNED if last else BASE, markersize=7)
+    axes.axvline(50, color=INK, linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("pairs won by the aligned model, % (ties count half)")
+    return _svg(figure, "Win rate of the aligned model with intervals")
+
+
+def accuracy(quality: dict[str, dict]) -> str:
+    """Pair accuracy on held-out plots per dimension: reward model beside its baselines."""
+    figure, axes = _figure(5.6, 2.9)
+    names = [n for n in ("reward model", "untrained", "length only") if n in quality]
+    width = 0.8 / len(names)
+    for i, (name, colour) in enumerate(zip(names, (ALIGNED, QUIET, BASE), strict=False)):
+        for j, d in enumerate(DIMENSIONS):
+            found = quality[name].get(d.key, {}).get("accuracy")
+            if not found:
+                continue
+            value, low, high = found
+            x = j + (i - (len(names) - 1) / 2) * width
+            axes.bar(x, 100 * value, width * 0.9, color=colour, label=name if j == 0 else None)
+            if low == low and low is not None:
+                axes.plot([x, x], [100 * low, 100 * high], color=INK, linewidth=1)
+    axes.axhline(50, color=INK, linestyle="--", linewidth=1)
+    axes.set_xticks(range(len(DIMENSIONS)), [d.name.replace(" ", "\n", 1) for d in DIMENSIONS], fontsize=8)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("pairs ordered rightly, %")
+    axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.18))
+    return _svg(figure, "Pair accuracy of the reward model on held-out plots beside its baselines")

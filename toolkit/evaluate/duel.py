@@ -1,0 +1,139 @@
+"""Base against aligned on premises neither was trained on: both write, the judge compares, the reward model scores."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.engines.base import Engine, Sampling
+from toolkit.engines.llama import LlamaEngine
+from toolkit.evaluate.judge import Verdict, compare
+from toolkit.narrative.dimensions import KEYS
+from toolkit.narrative.writing import whole_sentences, write_prompt
+from toolkit.progress import bar, batched
+from toolkit.records import AspectRatings, Plot, Premise, append_jsonl, read_jsonl, write_jsonl
+from toolkit.stats import bootstrap, cluster_bootstrap
+
+
+def duel_stage(
+    writers: dict[str, Path],
+    premises: list[Premise],
+    per_premise: int,
+    sampling: Sampling,
+    open_judge: Callable[[], Engine],
+    reward_folder: Path | None,
+    out: Path,
+) -> dict:
+    """Write, judge and score; everything grows on disk and is reused after a kill.
+
+    Args:
+        writers: {"base": GGUF, "aligned": GGUF}; both draw with the same seeds.
+        reward_folder: None leaves the mean reward out.
+
+    Returns:
+        `summarise`'s figures.
+    """
+    path, verdict_path = out / "plots.jsonl", out / "verdicts.jsonl"
+    for name, gguf in writers.items():
+        units = list(batched(premises, max(1, 12 // per_premise)))
+        have = {p.premise_id for p in read_jsonl(path, Plot) if p.origin == name}
+        units = [u for u in units if not {p.id for p in u} <= have]
+        if not units:
+            continue
+        engine = LlamaEngine(gguf)
+        progress = bar(total=len(premises), desc=name, unit="premise", initial=len(have))
+        for unit in units:
+            texts = engine.generate([write_prompt(p) for p in unit], per_premise, sampling)
+            append_jsonl(
+                path,
+                [
+                    Plot(f"{p.id}-{k}-{name}", whole_sentences(text), p.id, p.text, origin=name)
+                    for p, answers in zip(unit, texts, strict=True)
+                    for k, text in enumerate(answers)
+                    if p.id not in have
+                ],
+            )
+            progress.update(len(unit))
+        progress.close()
+        engine.close()
+    plots = read_jsonl(path, Plot)
+    by_id = {p.id: p for p in plots}
+    duels = [(p, by_id[f"{p.id}-{k}-aligned"], by_id[f"{p.id}-{k}-base"]) for p in premises for k in range(per_premise)]
+    done = {(v["a"], v["b"]) for v in read_jsonl(verdict_path)}
+    judge = open_judge()
+    progress = bar(total=len(duels), desc="judge", unit="pair", initial=len(done))
+    for premise, aligned, base in duels:
+        if (aligned.id, base.id) in done:
+            continue
+        if aligned.text and base.text and aligned.text != base.text:
+            verdict = compare(judge, premise.text, aligned, base)
+        else:  # nothing to compare: an empty answer or twice the same one is a tie, not a verdict
+            even = dict.fromkeys(KEYS, 0.5)
+            verdict = Verdict(premise.id, aligned.id, base.id, even, even)
+        append_jsonl(verdict_path, [dataclasses.asdict(verdict)])
+        progress.update(1)
+    progress.close()
+    verdicts = [Verdict(**v) for v in read_jsonl(verdict_path)]
+    judge_name = judge.name
+    if hasattr(judge, "close"):
+        judge.close()
+    scores = None
+    if reward_folder is not None:
+        from toolkit.reward.model import load_reward_model
+
+        written = [p for p in plots if p.text]
+        values = load_reward_model(reward_folder).score([p.text for p in written], progress="reward")
+        scores = {p.id: row for p, row in zip(written, values, strict=True)}
+        rows = [
+            AspectRatings(id, {k: round(float(v), 4) for k, v in zip(KEYS, r, strict=True)}) for id, r in scores.items()
+        ]
+        write_jsonl(out / "scores.jsonl", rows)
+    return {"judge": judge_name, **summarise(verdicts, by_id, scores)}
+
+
+def summarise(verdicts: list[Verdict], plots: dict[str, Plot], scores: dict[str, np.ndarray] | None) -> dict:
+    """Figures with 95 % intervals (bootstrap over premises): win rate of aligned, overall and per dimension (a tie counts
+    half), share of verdicts the order decided, lengths, how often the longer text wins, and rewards."""
+    by_premise: dict[str, list[Verdict]] = {}
+    for v in verdicts:
+        by_premise.setdefault(v.premise_id, []).append(v)
+    groups = list(by_premise.values())
+
+    def rate(value) -> list[float]:
+        return _round(cluster_bootstrap([np.array([value(v) for v in g], float) for g in groups]))
+
+    decided = [v for v in verdicts if not v.flipped]
+    length = lambda id: len(plots[id].text)  # noqa: E731
+    longer = [float((length(v.a) > length(v.b)) == (v.points() == 1.0)) for v in decided if length(v.a) != length(v.b)]
+    summary = {
+        "pairs": len(verdicts),
+        "premises": len(groups),
+        "win_rate": rate(lambda v: v.points()),
+        "win_rate_by_dimension": {k: rate(lambda v, k=k: v.points(k)) for k in KEYS},
+        "ties_by_order": round(1 - len(decided) / len(verdicts), 4),
+        "wins": sum(v.points() == 1 for v in verdicts),
+        "losses": sum(v.points() == 0 for v in verdicts),
+        "longer_wins": round(sum(longer) / len(longer), 4) if longer else None,
+        "mean_characters": {
+            side: round(sum(length(getattr(v, at)) for v in verdicts) / len(verdicts), 1)
+            for side, at in (("aligned", "a"), ("base", "b"))
+        },
+    }
+    if scores is not None:
+        scored = [[v for v in g if v.a in scores and v.b in scores] for g in groups]
+        scored = [g for g in scored if g]
+        table = {}
+        for side, at in (("aligned", "a"), ("base", "b")):
+            rows = np.array([scores[getattr(v, at)] for g in scored for v in g])
+            table[side] = {k: round(float(m), 4) for k, m in zip(KEYS, rows.mean(0), strict=True)}
+            table[side]["mean"] = _round(bootstrap(rows.mean(1)))
+        gains = [np.array([scores[v.a].mean() - scores[v.b].mean() for v in g]) for g in scored]
+        table["gain"] = _round(cluster_bootstrap(gains))
+        summary["reward"] = table
+    return summary
+
+
+def _round(values) -> list[float | None]:
+    return [None if math.isnan(v) else round(float(v), 4) for v in values]

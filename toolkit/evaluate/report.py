@@ -1,0 +1,252 @@
+"""report.html: what a run did and found, in one self-contained page. Every text is escaped; nothing is fetched."""
+
+import dataclasses
+import html
+import json
+from pathlib import Path
+
+import yaml
+
+from toolkit.evaluate import charts
+from toolkit.models.training import read_metrics
+from toolkit.narrative.dimensions import DIMENSIONS
+from toolkit.recipe import Recipe
+from toolkit.records import AspectRatings, Plot, read_jsonl
+
+
+def write_report(recipe: Recipe, work, path: Path) -> None:
+    """Assemble the page from the finished stages of `work` (a run.Work)."""
+    facts = work.card("evaluate")["facts"]
+    body = [
+        f"<h1>{_e(recipe.name)}</h1>",
+        f'<p class="quiet">{_e(recipe.about)}</p>',
+        *_verdict(facts),
+        *_evaluation(facts, work),
+        *_texts(work),
+        *(_reward(work) if work.has("reward") else []),
+        *_pairs(recipe, work),
+        *_training(work),
+        *_export(work),
+        *_settings(recipe, work),
+    ]
+    page = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
+    page = page.replace("{{title}}", _e(f"{recipe.name} · Fablesmith")).replace("{{body}}", "\n".join(body))
+    path.write_text(page, encoding="utf-8")
+
+
+def verdict_lines(facts: dict) -> list[str]:
+    """What the evaluation says, in plain sentences: also when the reward moved and the judge did not."""
+    value, low, high = facts["win_rate"]
+    sure = low is not None and (low > 0.5 or high < 0.5)
+    judge = (
+        f"The judge prefers the aligned model in {_pct(value)} of {facts['pairs']} pairs (ties count half; "
+        f"95 % interval {_pct(low)} to {_pct(high)})"
+    )
+    judge += ": " + (
+        ("a real gain." if value > 0.5 else "a real loss.") if sure else "not distinguishable from no difference."
+    )
+    lines = [judge]
+    if facts["ties_by_order"] > 0.5:
+        lines.append(
+            f"In {_pct(facts['ties_by_order'])} of the pairs its verdict changed with the order of the two texts: on these "
+            "plots the judge mostly cannot tell, so weigh its verdict accordingly."
+        )
+    if reward := facts.get("reward"):
+        gain, low_gain, high_gain = reward["gain"]
+        moved = low_gain is not None and (low_gain > 0 or high_gain < 0)
+        lines.append(
+            f"The mean reward went from {reward['base']['mean'][0]:.2f} to {reward['aligned']['mean'][0]:.2f} of 10 "
+            f"(change {gain:+.2f}, 95 % interval {low_gain:+.2f} to {high_gain:+.2f})."
+            if low_gain is not None
+            else f"The mean reward changed by {gain:+.2f}."
+        )
+        if moved and gain > 0 and not (sure and value > 0.5):
+            lines.append(
+                "So training moved the reward it was aimed at, but the independent judge does not confirm that the plots "
+                "are better. Treat this run as a working road, not as a better writer."
+            )
+        elif not moved:
+            lines.append("So training on this budget did not measurably move the reward either.")
+    return lines
+
+
+def _verdict(facts: dict) -> list[str]:
+    return ['<div class="verdict">', *(f"<p>{_e(line)}</p>" for line in verdict_lines(facts)), "</div>"]
+
+
+def _evaluation(facts: dict, work) -> list[str]:
+    out = ["<h2>Base against aligned</h2>", '<div class="row">']
+    if reward := facts.get("reward"):
+        series = {side: {d.key: reward[side][d.key] for d in DIMENSIONS} for side in ("base", "aligned")}
+        out.append(
+            _figure(
+                charts.radar(series, "Mean reward on the five dimensions"),
+                "Mean reward, 1 to 10, on the five dimensions. The reward model is what training aimed at: it is not the judge.",
+            )
+        )
+    out.append(
+        _figure(
+            charts.wins(facts["win_rate"], facts["win_rate_by_dimension"]),
+            f"Judge: {facts['judge']}. Each pair is asked in both orders; a verdict that changes with the order is a tie.",
+        )
+    )
+    out.append("</div>")
+    chars = facts["mean_characters"]
+    longer = (
+        "no decided pair" if facts["longer_wins"] is None else f"in {_pct(facts['longer_wins'])} of the decided pairs"
+    )
+    out.append(_table(
+        ["measure", "value"],
+        [
+            ["pairs, premises", f"{facts['pairs']}, {facts['premises']} (none seen in training)"],
+            ["won, lost, tied", f"{facts['wins']}, {facts['losses']}, {facts['pairs'] - facts['wins'] - facts['losses']}"],
+            ["length, characters", f"aligned {chars['aligned']:.0f}, base {chars['base']:.0f}"],
+            ["baseline, length alone: the longer one wins", longer],
+        ],
+    ))  # fmt: skip
+    return out
+
+
+def _texts(work, most: int = 6) -> list[str]:
+    plots = {p.id: p for p in read_jsonl(work.of("evaluate") / "plots.jsonl", Plot)}
+    scores = {s.plot_id: s for s in read_jsonl(work.of("evaluate") / "scores.jsonl", AspectRatings)}
+    out, shown = (
+        ["<h2>Side by side</h2>", '<p class="quiet">The first plots of the test premises in order, not picked.</p>'],
+        0,
+    )
+    for id, base in plots.items():
+        if not id.endswith("-0-base") or shown == most:
+            continue
+        aligned = plots[id.removesuffix("base") + "aligned"]
+        shown += 1
+        out.append(f'<p class="premise">{_e(base.premise)}</p><div class="texts">')
+        for name, plot in (("base", base), ("aligned", aligned)):
+            mean = f" · reward {scores[plot.id].mean:.2f}" if plot.id in scores else ""
+            out.append(f'<div><h4>{name}{mean}</h4><div class="text">{_e(plot.text) or "(nothing)"}</div></div>')
+        out.append("</div>")
+    return out
+
+
+def _reward(work) -> list[str]:
+    facts, rated = work.card("reward")["facts"], work.card("ratings")["facts"]
+    out = ["<h2>The reward model</h2>"]
+    shares = ", ".join(f"{_pct(v)} {_e(k)}" for k, v in sorted(facts["labels_from"].items(), key=lambda x: -x[1]))
+    out.append(f"<p>Trained on {facts['texts']} texts in {facts['groups']} groups. Labels come from: {shares}.</p>")
+    if check := rated.get("rater_check"):
+        value, low, high = check["right"]
+        out.append(
+            f"<p>The rater that labelled the candidates ({_e(rated['rater'])}) put a damaged plot below the whole one in "
+            f"{_pct(value)} of {check['comparisons']} comparisons (95 % interval {_pct(low)} to {_pct(high)}; a coin: 50 %).</p>"
+        )
+    quality = facts["held_out"]
+    if quality.get("reward model"):
+        out.append(
+            f'<div class="row">{_figure(charts.accuracy(quality), "Held-out premises: plots against their own damage.")}</div>'
+        )
+        rows = []
+        for d in DIMENSIONS:
+            row = [d.name]
+            for name in ("reward model", "untrained", "length only"):
+                found = quality[name][d.key]
+                row.append(_interval(found["accuracy"]) if found["accuracy"] else "no pairs")
+            rho = quality["reward model"][d.key]["spearman"]
+            rows.append([*row, f"{rho[0]:.2f}" if rho else "", str(quality["reward model"][d.key]["pairs"])])
+        out.append(
+            _table(["dimension", "pair accuracy", "untrained", "length only", "Spearman in a group", "pairs"], rows)
+        )
+    metrics = read_metrics(work.of("reward"))
+    out.append(
+        f"<details><summary>Training curve</summary>{charts.curves(metrics, {'loss': 'loss'}, 'Reward model loss')}</details>"
+    )
+    return out
+
+
+def _pairs(recipe: Recipe, work) -> list[str]:
+    facts = work.card("pairs")["facts"]
+    out = ["<h2>Preference pairs</h2>"]
+    if "rejected" not in facts:
+        return [
+            *out,
+            f"<p>{facts['pairs']} pairs from {_e(facts['from'])} ({_e(facts['format'])}), {facts['bad_lines']} bad lines.</p>",
+        ]
+    from toolkit.preference.pairs import REASONS
+
+    kept = [p["margin"] for p in read_jsonl(work.of("pairs") / "pairs.jsonl")]
+    gone = [p["margin"] for p in read_jsonl(work.of("pairs") / "rejected.jsonl")]
+    out.append(
+        f"<p>{facts['pairs']} pairs kept; the chosen text is the longer one in {_pct(facts['chosen_is_longer'])} of them.</p>"
+    )
+    out.append(
+        f'<div class="row">{_figure(charts.margins(kept, gone, recipe.pairs.margin), "Margins of all pairs within a premise.")}</div>'
+    )
+    out.append(_table(["left out because", "pairs"], [[REASONS[k], str(v)] for k, v in facts["rejected"].items() if v]))
+    return out
+
+
+def _training(work) -> list[str]:
+    facts, metrics = work.card("dpo")["facts"], read_metrics(work.of("dpo"))
+    loss = charts.curves(metrics, {"loss": "loss", "rewards/accuracies": "accuracy"}, "DPO loss and accuracy")
+    margin = charts.curves(metrics, {"rewards/margins": "reward margin (β · nats)"}, "DPO reward margin")
+    return [
+        "<h2>Alignment (DPO)</h2>",
+        f"<p>{facts['pairs']} pairs, {facts['steps']} steps; {facts['too_long']} left out as too long. Before the first update the "
+        f"reward margin is {facts['margin'][0]:.4f}, as it must be: the reference is the model with its adapter off.</p>",
+        f'<div class="row">{_figure(loss, "Loss and share of pairs ordered rightly")}{_figure(margin, "Margin between chosen and rejected")}</div>',
+    ]
+
+
+def _export(work) -> list[str]:
+    facts = work.card("export")["facts"]
+    proof = facts["proof"]
+    rows = [
+        ["file", f"{facts['gguf']} ({facts['megabytes']} MB), and {facts['adapter']} for the base GGUF"],
+        ["chat template", f"same token ids in {proof['chats_with_equal_tokens']} conversations; EOS {proof['eos']}, BOS {proof['bos']}"],
+        ["log-probabilities", f"{proof['mean_difference']:.4f} nats a token from the trained model over {proof['tokens']} tokens (allowed {proof['tolerance']})"],
+        ["adapter file", f"{proof['adapter_mean_difference']:.4f} nats a token; moves the base as training did (correlation {proof['adapter_change_correlation']:.3f})"],
+        ["distance from the base", f"{proof['mean_change_from_base']:.4f} nats a token; greedy text {'differs' if proof['greedy_text_differs_from_base'] else 'is the same'}"],
+    ]  # fmt: skip
+    return ["<h2>The exported model</h2>", _table(["proof", ""], rows)]
+
+
+def _settings(recipe: Recipe, work) -> list[str]:
+    from toolkit.run import PACKAGES, package_version
+
+    cards = [work.card(n) for n in work.stages if (work.of(n) / "stage.json").is_file()]
+    rows = [
+        [c["stage"], f"{c['seconds']:.0f} s" + (" (since resumed)" if c["resumed"] else ""), f"{c['peak_gb']:.1f} GB"]
+        for c in cards
+    ]
+    text = yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(recipe))), sort_keys=False, allow_unicode=True)
+    versions = ", ".join(f"{name} {package_version(name)}" for name in PACKAGES)
+    return [
+        "<h2>Settings</h2>",
+        _table(["stage", "time", "peak memory"], rows),
+        f'<p class="quiet">{_e(versions)}</p>',
+        f"<details><summary>The whole recipe</summary><pre>{_e(text)}</pre></details>",
+    ]
+
+
+def _e(text: object) -> str:
+    return html.escape(str(text))
+
+
+def _pct(value: float | None) -> str:
+    return "?" if value is None else f"{100 * value:.0f} %"
+
+
+def _interval(found: list) -> str:
+    value, low, high = found
+    return f"{_pct(value)} ({100 * low:.0f}–{100 * high:.0f})" if low == low else _pct(value)
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{_e(caption)}</figcaption></figure>"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    cells = "".join(f"<th>{_e(h)}</th>" for h in head)
+    lines = "".join(
+        "<tr>" + "".join(f'<td class="{"n" if i else ""}">{_e(c)}</td>' for i, c in enumerate(r)) + "</tr>"
+        for r in rows
+    )
+    return f'<div class="scroll"><table><tr>{cells}</tr>{lines}</table></div>'

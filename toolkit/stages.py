@@ -1,0 +1,334 @@
+"""The stages of a PlotTwist run: each reads files, calls one trade, writes files. Heavy libraries load inside."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+from toolkit.errors import UserError
+from toolkit.progress import bar, batched, say
+from toolkit.recipe import SHIPPED, Recipe
+from toolkit.records import (
+    AspectRatings,
+    Plot,
+    PreferencePair,
+    Premise,
+    append_jsonl,
+    guess_language,
+    read_jsonl,
+    read_pairs,
+    read_plots,
+    read_premises,
+    write_jsonl,
+)
+
+DATA = Path(__file__).parent / "data"
+
+
+def _save(path: Path, data) -> None:
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _load(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _base(work):
+    """The base model as the `model` stage left it."""
+    from toolkit.models.resolve import Model, resolve
+
+    known = _load(work.of("model") / "model.json")
+    gguf = Path(known["gguf"]) if Path(known["gguf"]).is_absolute() else work.of("model") / known["gguf"]
+    return Model(known["id"], resolve(known["id"]).weights, gguf)
+
+
+def model(recipe: Recipe, work) -> dict:
+    """Make sure that weights and a GGUF of them are at hand: model.json (and base.gguf where none was given)."""
+    from toolkit.models.load import ensure_weights, fingerprint, weights_folder
+    from toolkit.models.resolve import resolve
+
+    found = resolve(recipe.model.id, recipe.model.gguf or None)
+    ensure_weights(found)
+    gguf = str(found.gguf.resolve()) if found.gguf else "base.gguf"
+    if not found.gguf:
+        from toolkit.export.gguf import convert, quantise
+
+        convert(weights_folder(found), work.out / "base-f16.gguf")
+        quantise(work.out / "base-f16.gguf", work.out / "base.gguf", "Q8_0")
+        (work.out / "base-f16.gguf").unlink()
+    facts = {"id": found.id, "gguf": gguf, "fingerprint": fingerprint(found)}
+    _save(work.out / "model.json", facts)
+    return facts
+
+
+def premises(recipe: Recipe, work) -> dict:
+    """train.jsonl and test.jsonl (premises), plots.jsonl (well-made plots)."""
+    settings = recipe.premises
+    own = lambda name, shipped: DATA / shipped if name == SHIPPED else Path(name)  # noqa: E731
+    found = read_premises(own(settings.file, "premises.jsonl"), settings.skip_bad_lines)
+    made = read_plots(own(settings.plots, "plots.jsonl"), settings.skip_bad_lines)
+    for bad in found.bad + made.bad:
+        say(f"  left out {bad}")
+    rows, plots = found.rows, made.rows
+    if settings.file == SHIPPED:
+        rows = [p for p in rows if p.language in settings.languages]
+    if settings.plots == SHIPPED:
+        plots = [p for p in plots if guess_language(p.text) in settings.languages]
+    from toolkit.narrative.writing import check_premise
+
+    for p in rows:
+        check_premise(p.text)
+    facts = {"format": found.format, "bad_lines": len(found.bad) + len(made.bad), "plots": len(plots)}
+    for split, wanted in (("train", settings.train), ("test", settings.test)):
+        side = sorted((p for p in rows if p.split == split), key=lambda p: p.id)
+        random.Random(f"{recipe.seed}:{split}").shuffle(side)
+        if not side:
+            raise UserError(
+                f"no premise of {settings.file} falls on the {split} side (one id in five is for testing)",
+                "give more premises, or other ids",
+            )
+        if len(side) < wanted:
+            say(f"  only {len(side)} premises for {split}, {wanted} asked for")
+        write_jsonl(work.out / f"{split}.jsonl", side[:wanted])
+        facts[split] = min(wanted, len(side))
+    write_jsonl(work.out / "plots.jsonl", plots)
+    return facts
+
+
+def _samplings(recipe: Recipe):
+    from toolkit.engines.base import Sampling
+
+    c = recipe.candidates
+    return [
+        Sampling(
+            temperature=c.temperatures[k % len(c.temperatures)],
+            min_p=c.min_p,
+            repeat_penalty=c.repeat_penalty,
+            max_tokens=c.max_tokens,
+            seed=recipe.seed * 1000,
+        )
+        for k in range(c.per_premise)
+    ]
+
+
+def candidates(recipe: Recipe, work) -> dict:
+    """candidates.jsonl; units.jsonl grows as they are written, so that a killed run keeps them."""
+    from toolkit.engines.load import load_engine
+    from toolkit.feedback.candidates import write_candidates
+
+    todo = read_jsonl(work.of("premises") / "train.jsonl", Premise)
+    samplings = _samplings(recipe)
+    units = list(batched(todo, max(1, 12 // len(samplings))))
+    done = read_jsonl(work.out / "units.jsonl")
+    engine = load_engine(_base(work).gguf)
+    progress = bar(total=len(todo), desc="candidates", unit="premise", initial=sum(len(u) for u in units[: len(done)]))
+    for unit in units[len(done) :]:
+        rows = [dataclasses.asdict(p) for _, plots in write_candidates(engine, unit, samplings) for p in plots]
+        append_jsonl(work.out / "units.jsonl", [{"plots": rows}])
+        progress.update(len(unit))
+    progress.close()
+    engine.close()
+    plots = [Plot(**row) for unit in read_jsonl(work.out / "units.jsonl") for row in unit["plots"]]
+    if not plots:
+        raise UserError("the writer produced no usable plot", "raise candidates.max_tokens, or take another model")
+    write_jsonl(work.out / "candidates.jsonl", plots)
+    (work.out / "units.jsonl").unlink()
+    asked = len(todo) * len(samplings)
+    return {"candidates": len(plots), "asked": asked, "left_out": asked - len(plots), "premises": len(todo)}
+
+
+def ratings(recipe: Recipe, work) -> dict:
+    """ratings.jsonl, one line a candidate as it is rated; check.jsonl: the rater against damage of known order."""
+    from toolkit.engines.load import load_engine
+    from toolkit.feedback.ratings import check_rater, rate_plot
+
+    plots = read_jsonl(work.of("candidates") / "candidates.jsonl", Plot)
+    path, check_path = work.out / "ratings.jsonl", work.out / "check.jsonl"
+    done = {r.plot_id for r in read_jsonl(path, AspectRatings)}
+    engine = load_engine(recipe.ratings.rater)
+    progress = bar(total=len(plots), desc="ratings", unit="plot", initial=len(done))
+    for plot in plots:
+        if plot.id not in done:
+            append_jsonl(path, [rate_plot(engine, plot, recipe.ratings.reason)])
+            progress.update(1)
+    progress.close()
+    made = read_jsonl(work.of("premises") / "plots.jsonl", Plot)
+    facts = {"rated": len(plots), "rater": engine.name, "merge": "balanced"}
+    facts |= check_rater(engine, made, recipe.ratings.check, recipe.seed, check_path)
+    if hasattr(engine, "close"):
+        engine.close()
+    return facts
+
+
+def reward(recipe: Recipe, work) -> dict:
+    """The reward model: PEFT adapter, head.safetensors, reward.json, metrics; facts hold quality beside baselines."""
+    from toolkit.models.load import fingerprint
+    from toolkit.reward.data import anchored_groups, label_shares, rated_groups, split_groups
+    from toolkit.reward.model import RewardConfig, new_reward_model
+    from toolkit.reward.train import RewardTraining, baselines, drop_long, measure, train_reward
+
+    settings, base = recipe.reward, _base(work)
+    made = read_jsonl(work.of("premises") / "plots.jsonl", Plot)
+    rated = {r.plot_id: r for r in read_jsonl(work.of("ratings") / "ratings.jsonl", AspectRatings)}
+    drafts = read_jsonl(work.of("candidates") / "candidates.jsonl", Plot)
+    anchored = anchored_groups(made, list(settings.strengths), recipe.seed)
+    train, held_out = split_groups(anchored, {p.id: p.premise_id or p.id for p in made})
+    if settings.rated_weight > 0:
+        train += rated_groups(drafts, rated, settings.rated_weight, max(settings.strengths), recipe.seed)
+    config = RewardConfig(
+        base.id, fingerprint(base), settings.depth, dtype=recipe.model.dtype, four_bit=recipe.model.four_bit
+    )
+    import torch
+
+    torch.manual_seed(recipe.seed)
+    rm = new_reward_model(config, _lora(settings.lora))
+    too_long = drop_long(train, rm, settings.max_tokens) + drop_long(held_out, rm, 1 << 20)
+    if not train:
+        raise UserError(
+            "there is nothing to train the reward model on", "give well-made plots, or raise reward.max_tokens"
+        )
+    before = work.out / "baselines.json"
+    if not before.exists():
+        _save(before, baselines(rm, held_out, recipe.seed))
+    keys = ("epochs", "lr", "batch", "ridge", "rank_weight", "gradient_checkpointing", "save_every")
+    train_reward(rm, train, RewardTraining(**{k: getattr(settings, k) for k in keys}, seed=recipe.seed), work.out)
+    rm.save(work.out)
+    import shutil
+
+    shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
+    texts = [t for g in held_out for t in g.texts]
+    quality = measure(rm.score(texts, progress="held out"), held_out) if held_out else {}
+    return {
+        "texts": sum(len(g.texts) for g in train),
+        "groups": len(train),
+        "held_out_texts": len(texts),
+        "too_long": too_long,
+        "labels_from": label_shares(train),
+        "dtype": str(next(p for p in rm.module.parameters() if not p.requires_grad).dtype).removeprefix("torch."),
+        "held_out": {"reward model": quality, **_load(before)},
+    }
+
+
+def _lora(section):
+    from toolkit.models.load import Lora
+
+    return Lora(section.r, section.alpha, targets=section.targets, last_layers=section.last_layers)
+
+
+def pairs(recipe: Recipe, work) -> dict:
+    """pairs.jsonl, rejected.jsonl (with reasons) and scores.jsonl; or the user's own pairs, checked."""
+    settings = recipe.pairs
+    if settings.file:
+        own = read_pairs(Path(settings.file), recipe.premises.skip_bad_lines)
+        for bad in own.bad:
+            say(f"  left out {bad}")
+        write_jsonl(work.out / "pairs.jsonl", own.rows)
+        return {"pairs": len(own.rows), "from": settings.file, "format": own.format, "bad_lines": len(own.bad)}
+    from toolkit.narrative.dimensions import KEYS
+    from toolkit.preference.pairs import REASONS, confident_pairs
+    from toolkit.reward.model import load_reward_model
+
+    drafts = read_jsonl(work.of("candidates") / "candidates.jsonl", Plot)
+    rated = {r.plot_id: r for r in read_jsonl(work.of("ratings") / "ratings.jsonl", AspectRatings)}
+    values = load_reward_model(work.of("reward")).score([p.text for p in drafts], progress="scoring")
+    scores = {
+        p.id: {k: round(float(v), 4) for k, v in zip(KEYS, row, strict=True)}
+        for p, row in zip(drafts, values, strict=True)
+    }
+    write_jsonl(work.out / "scores.jsonl", [AspectRatings(id, s, rater="reward model") for id, s in scores.items()])
+    names = ("margin", "agree", "prompts", "length_ratio", "per_premise", "max_pairs")
+    kept, rejected = confident_pairs(drafts, scores, rated, **{n: getattr(settings, n) for n in names})
+    write_jsonl(work.out / "rejected.jsonl", [dataclasses.asdict(r) for r in rejected])
+    counts = {reason: sum(r.reason == reason for r in rejected) for reason in REASONS}
+    if not kept:
+        raise UserError(
+            f"none of {len(rejected)} pairs is confident enough: "
+            + ", ".join(f"{k} {v}" for k, v in counts.items() if v),
+            "lower pairs.margin or pairs.agree, or write more candidates",
+        )
+    write_jsonl(work.out / "pairs.jsonl", kept)
+    longer = sum(len(p.chosen) > len(p.rejected) for p in kept) / len(kept)
+    return {"pairs": len(kept), "rejected": counts, "chosen_is_longer": round(longer, 3)}
+
+
+def dpo(recipe: Recipe, work) -> dict:
+    """adapter/ (PEFT), metrics.jsonl, tensorboard/."""
+    import shutil
+
+    from toolkit.preference.dpo import DpoTraining, train_dpo
+
+    settings = recipe.dpo
+    rows = read_jsonl(work.of("pairs") / "pairs.jsonl", PreferencePair)
+    keys = ("beta", "lr", "epochs", "batch", "accumulate", "max_tokens", "gradient_checkpointing", "save_every")
+    training = DpoTraining(
+        **{k: getattr(settings, k) for k in keys},
+        seed=recipe.seed,
+        dtype=recipe.model.dtype,
+        four_bit=recipe.model.four_bit,
+    )
+    facts = train_dpo(_base(work), rows, _lora(settings.lora), training, work.out)
+    shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
+    return facts
+
+
+def export(recipe: Recipe, work) -> dict:
+    """NAME-QUANTISATION.gguf, adapter.gguf, export.json with the proof."""
+    import shutil
+
+    from toolkit.export.gguf import adapter_to_gguf, convert, merge_adapter, quantise
+    from toolkit.export.proof import prove_export
+    from toolkit.hardware import require_disk
+
+    base, adapter, kind = _base(work), work.of("dpo") / "adapter", recipe.export.quantisation
+    require_disk(work.out, base.gguf.stat().st_size / 2**20 * 12, "the export")
+    merged, f16, final = work.out / "merged", work.out / "f16.gguf", work.out / f"{recipe.name}-{kind}.gguf"
+    steps = bar(total=5, desc="export", unit="step")
+    merge_adapter(base, adapter, merged)
+    steps.update()
+    convert(merged, f16)
+    steps.update()
+    quantise(f16, final, kind)
+    steps.update()
+    adapter_to_gguf(base, adapter, base.gguf, work.out / "adapter.gguf")
+    steps.update()
+    proof = prove_export(merged, final, kind, base.gguf, work.out / "adapter.gguf")
+    steps.update()
+    steps.close()
+    shutil.rmtree(merged)
+    f16.unlink(missing_ok=True)
+    facts = {"gguf": final.name, "adapter": "adapter.gguf", "quantisation": kind, "proof": proof}
+    _save(work.out / "export.json", facts)
+    return {**facts, "megabytes": round(final.stat().st_size / 2**20)}
+
+
+def evaluate(recipe: Recipe, work) -> dict:
+    """plots.jsonl (both writers), verdicts.jsonl (both orders), summary with intervals."""
+    from toolkit.engines.base import Sampling
+    from toolkit.engines.load import load_engine
+    from toolkit.evaluate.duel import duel_stage
+
+    settings, c = recipe.evaluate, recipe.candidates
+    sampling = Sampling(
+        temperature=settings.temperature,
+        min_p=c.min_p,
+        repeat_penalty=c.repeat_penalty,
+        max_tokens=c.max_tokens,
+        seed=recipe.seed * 1000 + 500,
+    )
+    writers = {
+        "base": _base(work).gguf,
+        "aligned": work.of("export") / _load(work.of("export") / "export.json")["gguf"],
+    }
+    todo = read_jsonl(work.of("premises") / "test.jsonl", Premise)
+    rewarder = work.of("reward") if work.has("reward") else None
+    return duel_stage(
+        writers, todo, settings.per_premise, sampling, lambda: load_engine(settings.judge), rewarder, work.out
+    )
+
+
+def report(recipe: Recipe, work) -> dict:
+    """report.html, self-contained."""
+    from toolkit.evaluate.report import write_report
+
+    write_report(recipe, work, work.out / "report.html")
+    return {}

@@ -1,8 +1,10 @@
 """What we run on: cores, memory, disk, and the settings that must stand before torch or llama.cpp load."""
 
+import logging
 import os
 import shutil
 import threading
+import warnings
 from pathlib import Path
 
 from toolkit.errors import UserError
@@ -21,6 +23,11 @@ def prepare_environment(offline: bool = False) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+    # transformers and trl announce each other's deprecations on every step; they are for us, not for the user
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -3,6 +3,7 @@
 One section per stage. A wrong key, type or value is reported with file, line, key, value and what is allowed.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -15,6 +16,7 @@ import yaml
 from toolkit.errors import UserError
 
 SHIPPED = "shipped"
+QUANTISATIONS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
 
 
 def setting(default, help: str, *, low=None, high=None, one_of: tuple = (), above=None):
@@ -29,6 +31,7 @@ def setting(default, help: str, *, low=None, high=None, one_of: tuple = (), abov
 class ModelSection:
     id: str = setting("embedded", "embedded, a folder of safetensors, or a hub id")
     gguf: str = setting("", "a GGUF of the same weights, for llama.cpp; made from the weights when empty")
+    quantisation: str = setting("F16", "of the GGUF made when none is given", one_of=QUANTISATIONS)
     dtype: str = setting("auto", "of the frozen weights", one_of=("auto", "float32", "bfloat16", "float16"))
     four_bit: bool = setting(False, "NF4 with double quantisation (QLoRA)")
 
@@ -64,7 +67,9 @@ class CandidatesSection:
 
 @dataclass(frozen=True)
 class RatingsSection:
-    rater: str = setting("embedded", "engine: embedded, a .gguf file, an http address, a folder or hub id")
+    rater: str = setting(
+        "base", "engine: base (the model that writes), embedded, a .gguf file, an http address, a folder or hub id"
+    )
     reason: int = setting(12, "tokens of each merit and fault named; 0 names none", low=0, high=200)
     check: int = setting(12, "held-out plots on which the rater is tested against their own damage; 0 skips", low=0)
 
@@ -75,7 +80,7 @@ class RewardSection:
     depth: float = setting(0.67, "share of the backbone's layers that is used", above=0, high=1)
     strengths: tuple[float, ...] = setting((0.7,), "of damage done to well-made plots", above=0, high=1)
     rated_weight: float = setting(0.25, "trust in the rater's labels, against 1 for known damage", low=0, high=1)
-    ridge: float = setting(300.0, "of the linear probe that starts the head", above=0)
+    ridge: float = setting(1000.0, "of the linear probe that starts the head", above=0)
     epochs: float = setting(1.0, "passes over the groups", above=0)
     lr: float = setting(2e-4, "learning rate", above=0, high=1)
     batch: int = setting(2, "groups (a plot and its damage) a step", low=1)
@@ -113,7 +118,7 @@ class DpoSection:
 
 @dataclass(frozen=True)
 class ExportSection:
-    quantisation: str = setting("Q8_0", "of the GGUF", one_of=("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"))
+    quantisation: str = setting("Q8_0", "of the GGUF", one_of=QUANTISATIONS)
 
 
 @dataclass(frozen=True)
@@ -274,10 +279,8 @@ def _value(kind, value, limits, where: str):
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as a text
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise UserError(f"{where}: expected {_NAMES[kind]}, got {value!r}", limits["help"])
     if limits["one_of"] and value not in limits["one_of"]:

@@ -42,7 +42,7 @@ STAGES = (
     Stage("model", "weights and a GGUF of the base model", S.model, (), ("model",)),
     Stage("premises", "choose premises and well-made plots", S.premises, (), ("seed", "premises")),
     Stage("candidates", "several plots a premise, through llama.cpp", S.candidates, ("model", "premises"), ("seed", "candidates")),
-    Stage("ratings", "positive and negative assessment of each candidate", S.ratings, ("premises", "candidates"), ("seed", "ratings")),
+    Stage("ratings", "positive and negative assessment of each candidate", S.ratings, ("model", "premises", "candidates"), ("seed", "ratings")),
     Stage("reward", "train the aspect reward model", S.reward, ("model", "premises", "candidates", "ratings"), ("seed", "model", "reward")),
     Stage("pairs", "score candidates, keep confident pairs", S.pairs, ("candidates", "ratings", "reward"), ("pairs",)),
     Stage("dpo", "align the writer", S.dpo, ("model", "pairs"), ("seed", "model", "dpo")),

@@ -201,8 +201,8 @@ def _export(work) -> list[str]:
     rows = [
         ["file", f"{facts['gguf']} ({facts['megabytes']} MB), and {facts['adapter']} for the base GGUF"],
         ["chat template", f"same token ids in {proof['chats_with_equal_tokens']} conversations; EOS {proof['eos']}, BOS {proof['bos']}"],
-        ["log-probabilities", f"{proof['mean_difference']:.4f} nats a token from the trained model over {proof['tokens']} tokens (allowed {proof['tolerance']})"],
-        ["adapter file", f"{proof['adapter_mean_difference']:.4f} nats a token; moves the base as training did (correlation {proof['adapter_change_correlation']:.3f})"],
+        ["log-probabilities", f"f16 {proof['f16_mean_difference']:.4f}, {facts['quantisation']} {proof['mean_difference']:.4f} nats a token from the trained model over {proof['tokens']} tokens (allowed {proof['tolerance']})"],
+        ["adapter file", f"{proof['adapter_mean_difference']:.4f} nats a token from the f16 file; moves the base as training did (correlation {proof['adapter_change_correlation']:.3f})"],
         ["distance from the base", f"{proof['mean_change_from_base']:.4f} nats a token; greedy text {'differs' if proof['greedy_text_differs_from_base'] else 'is the same'}"],
     ]  # fmt: skip
     return ["<h2>The exported model</h2>", _table(["proof", ""], rows)]

@@ -1,5 +1,6 @@
 """Adapter and base → GGUF files: merged and quantised, and the adapter alone."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ def quantise(source: Path, out: Path, kind: str) -> None:
     from toolkit.hardware import physical_cores
 
     if kind == "F16":
-        source.replace(out)
+        shutil.copyfile(source, out)
         return
     silence(C)
     params = C.llama_model_quantize_default_params()

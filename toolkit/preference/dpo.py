@@ -87,7 +87,6 @@ def train_dpo(base: Model, pairs: list[PreferencePair], lora: Lora, settings: Dp
         gradient_accumulation_steps=settings.accumulate,
         num_train_epochs=settings.epochs,
         learning_rate=settings.lr,
-        warmup_steps=2,
         gradient_checkpointing=False,
         bf16=False,
     )

@@ -10,14 +10,18 @@ from toolkit.records import AspectRatings, Plot, split_of
 
 WHOLE = 9.0  # rating of a well-made plot: room above it for a better one
 DROP = 6.0  # what full damage takes away on the dimension it aims at
-GENERATED_DROP = DROP / 2  # a small model's draft has less to lose
+MIDDLE = sum(SCALE) / 2
 
 
 @dataclass
 class Group:
-    """Texts that are compared with each other. `targets` (G, 5) on 1 … 10, NaN where unknown; `weights` (G)."""
+    """Texts that are compared with each other. `targets` (G, 5) on 1 … 10, NaN where unknown; `weights` (G).
+
+    Where `absolute` is False only the order of the targets counts, not their level.
+    """
 
     id: str
+    absolute: bool = True
     texts: list[str] = field(default_factory=list)
     targets: list[list[float]] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
@@ -47,21 +51,28 @@ def anchored_groups(plots: list[Plot], strengths: list[float], seed: int, kinds=
 def rated_groups(
     candidates: list[Plot], ratings: dict[str, AspectRatings], weight: float, strength: float, seed: int
 ) -> list[Group]:
-    """One group a premise: its candidates as rated, and one candidate's damage, which is known to be worse than it."""
+    """One group a premise: its candidates as rated, and one candidate's damage, which is known to be worse than it.
+
+    Only the order counts (`absolute` False), and ratings are put in units of their standard deviation over all
+    candidates: a small rater gives every text nearly the same number, and regressing on that number teaches who wrote
+    a text instead of how good it is (measured: agreement with people on coherence fell from 0.47 to 0.03).
+    """
+    rated = [p for p in candidates if p.id in ratings]
+    table = np.array([[ratings[p.id].scores[k] for k in KEYS] for p in rated])
+    units = MIDDLE + (table - table.mean(0)) / (table.std(0) + 1e-6) if len(rated) else table
+    before = {p.id: row.tolist() for p, row in zip(rated, units, strict=True)}
     by_premise: dict[str, list[Plot]] = {}
-    for plot in candidates:
-        if plot.id in ratings:
-            by_premise.setdefault(plot.premise_id, []).append(plot)
+    for plot in rated:
+        by_premise.setdefault(plot.premise_id, []).append(plot)
     groups = []
     for number, (premise, plots) in enumerate(sorted(by_premise.items())):
-        group = Group(premise)
+        group = Group(premise, absolute=False)
         for plot in plots:
-            group.add(plot.text, [ratings[plot.id].scores[k] for k in KEYS], weight, "rated")
+            group.add(plot.text, before[plot.id], weight, "rated")
         kind = BARE[number % len(BARE)]
         for plot in plots:
             if (worse := damage(plot, kind, strength, candidates, seed)) is not None:
-                before = [ratings[plot.id].scores[k] for k in KEYS]
-                group.add(worse.text, harmed(before, kind, strength, GENERATED_DROP), weight, f"damage:{kind}")
+                group.add(worse.text, harmed(before[plot.id], kind, strength, DROP), weight, f"damage:{kind}")
                 break
         groups.append(group)
     return groups

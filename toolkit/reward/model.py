@@ -63,14 +63,14 @@ class AspectHeadModel(nn.Module):
         mask = attention_mask[..., None].float()
         return (hidden.float() * mask).sum(1) / mask.sum(1)
 
-    def forward(self, input_ids, attention_mask, targets=None, weights=None, groups=None):
-        """Scores (B, 5) on 1 … 10 and, with `targets` (B, 5; NaN where unknown), `weights` (B) and `groups` (B), the loss."""
-        raw = self.head(self.features(input_ids, attention_mask))
+    def forward(self, input_ids, attention_mask, targets=None, weights=None, groups=None, absolute=None):
+        """Scores (B, 5) on 1 … 10 and, with `targets` (B, 5; NaN where unknown), `weights`, `groups`, `absolute` (B), the loss."""
+        raw = torch.tanh(self.head(self.features(input_ids, attention_mask)))
         out = {"scores": MIDDLE + HALF * raw}
         if targets is not None:
             out = {
                 "loss": aspect_loss(
-                    raw, (targets - MIDDLE) / HALF, weights, groups, self.rank_weight, self.rank_gap / HALF
+                    raw, (targets - MIDDLE) / HALF, weights, groups, absolute, self.rank_weight, self.rank_gap / HALF
                 ),
                 **out,
             }
@@ -78,7 +78,10 @@ class AspectHeadModel(nn.Module):
 
 
 class AspectHead(nn.Module):
-    """Standardise features, then one linear map to the five dimensions: (B, H) → (B, 5)."""
+    """Standardise features, then one linear map to the five dimensions: (B, H) → (B, 5).
+
+    Its tanh is the rating in units of (rating − MIDDLE) / HALF: inside the scale, and never two texts cut to one value.
+    """
 
     def __init__(self, hidden: int):
         super().__init__()
@@ -97,6 +100,7 @@ class AspectHead(nn.Module):
         Args:
             features (N, H); targets (N, 5) as (rating − MIDDLE) / HALF, NaN where unknown; weights (N).
         """
+        targets = np.arctanh(np.clip(targets, -0.95, 0.95))
         mean, scale = features.mean(0), features.std(0) + 1e-6
         z = (features - mean) / scale
         rows, biases = [], []
@@ -117,21 +121,22 @@ class AspectHead(nn.Module):
             self.linear.bias.copy_(torch.tensor(biases))
 
 
-def aspect_loss(raw, targets, weights, groups, rank_weight: float, gap: float) -> torch.Tensor:
+def aspect_loss(raw, targets, weights, groups, absolute, rank_weight: float, gap: float) -> torch.Tensor:
     """Regression and pairwise ranking together.
 
-    L = Σ w (s − y)² / Σ w  over known (text, dimension)
+    L = Σ w (s − y)² / Σ w  over known (text, dimension) whose level counts
       + rank_weight · mean of −log σ(s_i − s_j)  over pairs of one group with y_i − y_j ≥ gap, per dimension.
     Not published; chosen because regression keeps the scale and ranking is what pairs need.
 
     Args:
-        raw, targets: (B, 5) in units of (rating − MIDDLE) / HALF, targets NaN where unknown.
+        raw, targets: (B, 5) in units of (rating − MIDDLE) / HALF, in −1 … 1; targets NaN where unknown.
         weights: (B) trust in each text's targets.
         groups: (B) texts with the same number are compared.
+        absolute: (B) bool, False where only the order of the targets counts.
     """
     known = ~torch.isnan(targets)
     safe = torch.where(known, targets, torch.zeros_like(targets))
-    w = known * weights[:, None]
+    w = known * (weights * absolute)[:, None]
     loss = (w * (raw - safe) ** 2).sum() / w.sum().clamp(min=1e-6)
     better = (safe[:, None] - safe[None] >= gap) & known[:, None] & known[None]  # (B, B, 5): row better than column
     better &= (groups[:, None] == groups[None])[..., None]
@@ -182,11 +187,11 @@ class RewardModel:
     def score(self, texts: list[str], batch: int = 16, progress: str = "") -> np.ndarray:
         """Ratings of texts, (N, 5) on 1 … 10 in the order of narrative.dimensions.KEYS.
 
-        Values are clipped to the scale. Batched by length; the result does not depend on the order of `texts` beyond
+        Batched by length; the result does not depend on the order of `texts` beyond
         rounding. Raises UserError as `encode` does.
         """
         run = lambda **b: self.module(**b)["scores"]  # noqa: E731
-        return self._batches(texts, batch, run, len(DIMENSIONS), progress).clip(*SCALE)
+        return self._batches(texts, batch, run, len(DIMENSIONS), progress)
 
     def features(self, texts: list[str], batch: int = 16, progress: str = "") -> np.ndarray:
         """Pooled hidden states, (N, H)."""

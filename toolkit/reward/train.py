@@ -20,7 +20,7 @@ class RewardTraining:
     epochs: float = 1.0
     lr: float = 2e-4
     batch: int = 2
-    ridge: float = 300.0
+    ridge: float = 1000.0
     rank_weight: float = 1.0
     rank_gap: float = 0.5
     gradient_checkpointing: bool = True
@@ -55,9 +55,10 @@ def train_reward(model: RewardModel, groups: list[Group], settings: RewardTraini
     inner.rank_weight, inner.rank_gap = settings.rank_weight, settings.rank_gap
     resume = last_checkpoint(out)
     if resume is None:
-        texts = [t for g in groups for t in g.texts]
-        targets = (np.array([t for g in groups for t in g.targets]) - MIDDLE) / HALF
-        weights = np.array([w for g in groups for w in g.weights])
+        level = [g for g in groups if g.absolute]
+        texts = [t for g in level for t in g.texts]
+        targets = (np.array([t for g in level for t in g.targets]) - MIDDLE) / HALF
+        weights = np.array([w for g in level for w in g.weights])
         features = model.features(texts, progress="linear probe")
         inner.head.modules_to_save["default"].fit_ridge(features, targets, weights, settings.ridge)
     if settings.gradient_checkpointing:
@@ -67,7 +68,7 @@ def train_reward(model: RewardModel, groups: list[Group], settings: RewardTraini
             parameter.data = parameter.data.float()  # low-precision optimiser states lose small steps
 
     rows = [
-        {"ids": model.encode(g.texts), "targets": g.targets, "weights": g.weights, "group": i}
+        {"ids": model.encode(g.texts), "targets": g.targets, "weights": g.weights, "group": i, "absolute": g.absolute}
         for i, g in enumerate(groups)
     ]
 
@@ -77,6 +78,7 @@ def train_reward(model: RewardModel, groups: list[Group], settings: RewardTraini
             "targets": torch.tensor([t for row in batch for t in row["targets"]]),
             "weights": torch.tensor([w for row in batch for w in row["weights"]]),
             "groups": torch.tensor([row["group"] for row in batch for _ in row["ids"]]),
+            "absolute": torch.tensor([row["absolute"] for row in batch for _ in row["ids"]]),
         }
 
     args = trainer_settings(
@@ -86,7 +88,6 @@ def train_reward(model: RewardModel, groups: list[Group], settings: RewardTraini
         per_device_train_batch_size=settings.batch,
         num_train_epochs=settings.epochs,
         learning_rate=settings.lr,
-        warmup_steps=2,
     )
     trainer = Trainer(
         model=module,

@@ -1,0 +1,86 @@
+"""A tiny random model with the embedded model's tokenizer, so that the whole road runs in seconds."""
+
+import os
+
+os.environ.setdefault("FABLESMITH_QUIET", "1")
+
+from toolkit.hardware import prepare_environment  # noqa: E402
+
+prepare_environment(offline=True)
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """Folder of a Llama of 2 layers × 64 with random weights (seeded); no better than noise, but every part is there."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from toolkit.models.load import load_tokenizer
+    from toolkit.models.resolve import resolve
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = load_tokenizer(resolve("embedded"))
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny, tmp_path_factory) -> Path:
+    """The tiny model as an f16 GGUF."""
+    from toolkit.export.gguf import convert
+
+    path = tmp_path_factory.mktemp("tiny-gguf") / "tiny.gguf"
+    convert(tiny, path)
+    return path
+
+
+def tiny_recipe(tiny: Path, gguf: Path) -> list[str]:
+    """Overrides that shrink the quickstart to the tiny model: every stage runs, in seconds."""
+    return [
+        f"model.id={tiny}",
+        f"model.gguf={gguf}",
+        "model.dtype=float32",
+        f"ratings.rater={gguf}",
+        f"evaluate.judge={gguf}",
+        "premises.train=6",
+        "premises.test=3",
+        "candidates.per_premise=3",
+        "candidates.max_tokens=48",
+        "ratings.reason=3",
+        "ratings.check=2",
+        "reward.depth=0.5",
+        "reward.epochs=0.2",
+        "reward.save_every=2",
+        "reward.lora.last_layers=1",
+        "pairs.margin=0.0",
+        "pairs.agree=0.0",
+        "pairs.prompts=ignore",
+        "pairs.length_ratio=50",
+        "pairs.max_pairs=8",
+        "dpo.lora.last_layers=2",
+        "dpo.lr=5e-3",
+        "dpo.save_every=2",
+        "evaluate.per_premise=1",
+    ]

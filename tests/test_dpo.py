@@ -1,0 +1,82 @@
+"""DPO: the loss is the published one, the reference is the base, and what cannot be trained is refused."""
+
+import math
+
+import pytest
+
+from toolkit.errors import ProofError, UserError
+from toolkit.models.load import Lora
+from toolkit.models.resolve import resolve
+from toolkit.models.training import read_metrics
+from toolkit.preference.dpo import DpoTraining, train_dpo
+from toolkit.records import PreferencePair
+
+PAIRS = [
+    PreferencePair("Write.", "Ama dug until the root bled.", "Um, nothing."),
+    PreferencePair("Write more.", "The bell rang for the drowned.", "So it goes on."),
+]
+
+
+def settings(**more) -> DpoTraining:
+    return DpoTraining(**{"batch": 2, "accumulate": 1, "epochs": 12, "lr": 1e-2, "dtype": "float32", **more})
+
+
+def test_it_starts_at_log_two_and_learns_the_pairs(tiny, tmp_path):
+    train_dpo(resolve(str(tiny)), PAIRS, Lora(r=8), settings(), tmp_path)
+    rows = read_metrics(tmp_path)
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert rows[-1]["loss"] < 0.5
+    assert rows[-1]["rewards/margins"] > 0
+
+
+def test_the_logged_margin_is_beta_times_the_difference_of_log_ratios(tiny, tmp_path):
+    """Recomputed by hand from the saved adapter: the margin that one more step would start from."""
+    import torch
+    from peft import PeftModel
+
+    from toolkit.models.load import load_model, load_tokenizer
+
+    model = resolve(str(tiny))
+    train_dpo(model, PAIRS, Lora(r=8), settings(epochs=1, lr=1e-3), tmp_path / "one")
+    train_dpo(model, PAIRS, Lora(r=8), settings(epochs=2, lr=1e-3), tmp_path / "two")
+    network, tokenizer = load_model(model, dtype="float32"), load_tokenizer(model)
+    network = PeftModel.from_pretrained(network, str(tmp_path / "one" / "adapter"))
+
+    def logp(pair, answer):
+        prompt = [{"role": "user", "content": pair.prompt}]
+        head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        ids = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}], return_dict=False)
+        with torch.no_grad():
+            rows = network(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return sum(float(rows[i - 1, ids[i]]) for i in range(len(head), len(ids)))
+
+    def margin(pair):
+        on = logp(pair, pair.chosen) - logp(pair, pair.rejected)
+        with network.disable_adapter():
+            off = logp(pair, pair.chosen) - logp(pair, pair.rejected)
+        return 0.1 * (on - off)
+
+    # both runs take the same first step at the same learning rate, so the second run's second margin is this one
+    second = read_metrics(tmp_path / "two")[1]["rewards/margins"]
+    assert sum(map(margin, PAIRS)) / 2 == pytest.approx(second, abs=2e-4)
+
+
+def test_pairs_that_are_too_long_are_left_out_and_counted(tiny, tmp_path):
+    long = PreferencePair("Write.", "word " * 400, "Um.")
+    facts = train_dpo(resolve(str(tiny)), [*PAIRS, long], Lora(r=4), settings(epochs=1, max_tokens=120), tmp_path)
+    assert (facts["pairs"], facts["too_long"]) == (2, 1)
+
+
+def test_when_no_pair_is_short_enough_it_says_how_long_they_are(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"none of the 2 pairs.*dpo\.max_tokens = 32"):
+        train_dpo(resolve(str(tiny)), PAIRS, Lora(r=4), settings(max_tokens=32), tmp_path)
+
+
+def test_a_reference_that_is_not_the_base_is_noticed(tiny, tmp_path, monkeypatch):
+    import peft
+
+    real = peft.LoraConfig
+    # LoRA whose B is not zero at birth: the policy is then not the reference at step 0
+    monkeypatch.setattr(peft, "LoraConfig", lambda **k: real(**{**k, "init_lora_weights": False}))
+    with pytest.raises(ProofError, match="not 0"):
+        train_dpo(resolve(str(tiny)), PAIRS, Lora(r=8, alpha=800), settings(), tmp_path)

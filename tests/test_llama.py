@@ -1,0 +1,153 @@
+"""llama.cpp behind the engine protocol: the embedded model, and files that are no model."""
+
+import numpy as np
+import pytest
+
+from toolkit.engines.base import Sampling
+from toolkit.engines.llama import LlamaEngine, _Answer, check_gguf
+from toolkit.engines.load import load_engine
+from toolkit.errors import UserError
+from toolkit.models.resolve import embedded_gguf
+from toolkit.narrative.writing import write_prompt
+
+PROMPTS = [write_prompt("A ferryman refuses one passenger."), write_prompt("守钟人发现钟声能让人忘记。")]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    engine = load_engine("embedded")
+    yield engine
+    engine.close()
+
+
+def draw(**more) -> Sampling:
+    return Sampling(**{"temperature": 0.9, "max_tokens": 16, "seed": 5, **more})
+
+
+def test_the_same_call_gives_the_same_answer_whatever_was_asked_before(engine):
+    first = engine.generate(PROMPTS, 2, draw())
+    engine.generate([write_prompt("Something else.")], 3, draw(seed=9))
+    assert engine.generate(PROMPTS, 2, draw()) == first
+
+
+def test_answers_to_one_prompt_differ_and_so_do_seeds(engine):
+    a, b = engine.generate(PROMPTS[:1], 2, draw())[0]
+    assert a != b
+    assert engine.generate(PROMPTS[:1], 2, draw(seed=77))[0] != [a, b]
+
+
+def test_streamed_pieces_join_to_the_generated_text(engine):
+    texts = ["", "", "", ""]
+    for i, piece in engine.stream(PROMPTS, 2, draw()):
+        texts[i] += piece
+    assert [texts[:2], texts[2:]] == engine.generate(PROMPTS, 2, draw())
+
+
+def test_each_answer_has_its_own_sampling(engine):
+    short, long = engine.generate(PROMPTS[:1], 2, [draw(max_tokens=3), draw(max_tokens=16)])[0]
+    assert len(engine.tokenize(short)) <= 3 < len(engine.tokenize(long))
+
+
+def test_temperature_zero_takes_the_likeliest_token(engine):
+    tokens = engine.chat_tokens(PROMPTS[0])
+    text = engine.generate(PROMPTS[:1], 1, draw(temperature=0, max_tokens=1))[0][0]
+    *_, (_, _, logits) = engine._prefill([tokens], 1)
+    assert text == engine.piece(int(np.argmax(logits))).decode()
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(engine):
+    free = engine.generate(PROMPTS[:1], 1, draw(temperature=0))[0][0]
+    stop = free[5:8]
+    assert engine.generate(PROMPTS[:1], 1, draw(temperature=0, stop=(stop,)))[0][0] == free[: free.index(stop)]
+
+
+def test_options_have_the_probabilities_that_transformers_gives(tiny, tiny_gguf):
+    from toolkit.engines.hf import TransformersEngine
+    from toolkit.models.load import load_model, load_tokenizer
+    from toolkit.models.resolve import resolve
+
+    model = resolve(str(tiny))
+    there = TransformersEngine(load_model(model, dtype="float32"), load_tokenizer(model))
+    here = load_engine(tiny_gguf)
+    for a, b in zip(here.choose(PROMPTS, list("12345")), there.choose(PROMPTS, list("12345")), strict=True):
+        assert np.exp(a.logps).sum() == pytest.approx(1)
+        assert a.logps == pytest.approx(b.logps, abs=0.02)
+    here.close()
+
+
+def test_prompts_that_begin_alike_get_the_same_verdict_as_alone(tiny_gguf):
+    engine = load_engine(tiny_gguf)
+    together = engine.choose(PROMPTS + PROMPTS[:1], ["1", "2"])
+    alone = engine.choose(PROMPTS[:1], ["1", "2"])
+    assert together[0].logps == pytest.approx(alone[0].logps, abs=0.02)
+    assert together[2].logps == pytest.approx(alone[0].logps, abs=0.02)
+    engine.close()
+
+
+def test_a_reason_is_one_line_of_at_most_so_many_tokens(engine):
+    choice = engine.choose(PROMPTS[:1], ["1", "2"], reason=6)[0]
+    assert "\n" not in choice.reason
+    assert len(engine.tokenize(choice.reason)) <= 7
+
+
+def test_options_that_begin_alike_are_refused(engine):
+    with pytest.raises(UserError, match="same token"):
+        engine.choose(PROMPTS, ["yes", "yes please"])
+
+
+def test_a_text_longer_than_the_context_is_refused_with_both_numbers(engine):
+    with pytest.raises(UserError, match=r"too long: \d+ tokens.*room for 4096"):
+        engine.generate([write_prompt("word " * 6000)], 1, draw())
+
+
+def test_an_emoji_split_over_tokens_comes_out_whole():
+    answer, text = _Answer(()), ""
+    for byte in "a🦊龙".encode():
+        text += answer.add(bytes([byte]))[0]
+    assert text + answer.finish() == "a🦊龙"
+
+
+def test_a_stop_text_split_over_pieces_is_not_shown():
+    answer = _Answer(("END",))
+    shown = [answer.add(piece)[0] for piece in (b"on E", b"N", b"D more")]
+    assert "".join(shown) == "on "
+
+
+def test_bytes_that_are_no_text_do_not_raise():
+    answer = _Answer(())
+    assert "\ufffd" in answer.add(b"a\xff\xffb")[0] + answer.finish()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.2, 0.9])
+def test_a_truncated_gguf_is_refused(tmp_path, share):
+    whole = embedded_gguf().read_bytes()
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(whole[: int(len(whole) * share) + 4])
+    with pytest.raises(UserError, match=r"cut\.gguf"):
+        LlamaEngine(path)
+
+
+def test_a_gguf_of_an_unknown_architecture_is_refused(tmp_path):
+    import gguf
+
+    path = tmp_path / "odd.gguf"
+    writer = gguf.GGUFWriter(path, "no-such-architecture")
+    writer.add_tensor("x", np.zeros((2, 2), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(UserError, match=r"cannot load.*odd\.gguf"):
+        LlamaEngine(path)
+
+
+def test_a_file_that_is_no_gguf_is_named(tmp_path):
+    (tmp_path / "a.gguf").write_text("hello")
+    with pytest.raises(UserError, match="not a GGUF"):
+        check_gguf(tmp_path / "a.gguf")
+
+
+def test_a_missing_model_says_what_may_be_named():
+    with pytest.raises(UserError, match="no model at") as caught:
+        load_engine("./nowhere")
+    assert "embedded" in caught.value.hint

@@ -1,0 +1,84 @@
+"""Weights in memory: the embedded model as trainable weights, LoRA, 4 bits, and what must be refused."""
+
+import pytest
+
+from toolkit.errors import UserError
+from toolkit.models.load import Lora, fingerprint, load_model, load_tokenizer, lora_config
+from toolkit.models.resolve import Model, resolve
+
+
+def test_lora_on_the_last_layers_touches_no_other(tiny):
+    from peft import get_peft_model
+
+    model = load_model(resolve(str(tiny)), dtype="float32")
+    model = get_peft_model(model, lora_config(model, Lora(r=4, last_layers=1)))
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert len(trained) == 14
+    assert all(".layers.3." in n for n in trained)
+
+
+def test_a_lora_target_that_matches_nothing_is_refused_with_what_there_is(tiny):
+    model = load_model(resolve(str(tiny)), dtype="float32")
+    with pytest.raises(UserError, match="qkv_proj") as caught:
+        lora_config(model, Lora(targets=("qkv_proj",)))
+    assert "q_proj" in caught.value.hint
+
+
+def test_four_bits_train_on_cpu_and_only_the_adapter_moves(tiny):
+    import torch
+    from bitsandbytes.nn import Linear4bit
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    model = load_model(resolve(str(tiny)), dtype="float32", four_bit=True)
+    assert isinstance(model.model.layers[0].mlp.up_proj, Linear4bit)
+    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    model = get_peft_model(model, lora_config(model, Lora(r=4)))
+    ids = torch.arange(20)[None] + 100
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert all("lora_" in n for n, p in model.named_parameters() if p.requires_grad)
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(UserError, match="no safetensors"):
+        resolve(str(tmp_path))
+
+
+def test_a_hub_id_that_is_not_here_is_named_offline():
+    with pytest.raises(UserError, match=r"cannot get nobody/nothing"):
+        load_tokenizer(Model("nobody/nothing", "nobody/nothing"))
+
+
+def test_the_fingerprint_changes_with_the_weights(tiny, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny, copy)
+    assert fingerprint(resolve(str(copy))) == fingerprint(resolve(str(tiny)))
+    weights = load_file(copy / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert fingerprint(resolve(str(copy))) != fingerprint(resolve(str(tiny)))
+
+
+@pytest.mark.slow
+def test_the_embedded_weights_give_the_log_probabilities_of_their_gguf():
+    import numpy as np
+    import torch
+
+    from toolkit.engines.load import load_engine
+    from toolkit.narrative.writing import write_prompt
+
+    engine = load_engine("embedded")
+    tokens = engine.chat_tokens(write_prompt("A cook hides a letter in the bread.")) + engine.tokenize("Ama kneaded.")
+    model = load_model(resolve("embedded"), dtype="float32")
+    with torch.inference_mode():
+        logits = model(torch.tensor([tokens])).logits[0].double()
+    here = logits[:-1].log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0].numpy()
+    # llama.cpp multiplies Q4_1 weights by activations rounded to 8 bits: that alone is the difference
+    assert np.abs(here - engine.logps(tokens)).mean() < 0.1
+    engine.close()

@@ -1,0 +1,95 @@
+"""The reward model as a whole: start, training, resuming, saving, loading, refusing."""
+
+import json
+
+import numpy as np
+import pytest
+
+from toolkit.errors import UserError
+from toolkit.models.load import Lora, fingerprint
+from toolkit.models.resolve import resolve
+from toolkit.reward.data import Group
+from toolkit.reward.model import RewardConfig, load_reward_model, new_reward_model
+from toolkit.reward.train import RewardTraining, train_reward
+
+GOOD = ["The well was dry, so Ama dug.", "She struck a root, and it bled.", "Water came when she begged its pardon."]
+
+
+def fresh(tiny, **config):
+    import torch
+
+    torch.manual_seed(3)
+    config = {"depth": 0.5, "dtype": "float32", **config}
+    return new_reward_model(
+        RewardConfig(str(tiny), fingerprint(resolve(str(tiny))), **config), Lora(r=4, last_layers=1)
+    )
+
+
+def groups() -> list[Group]:
+    made = []
+    for i, text in enumerate(GOOD):
+        group = Group(str(i))
+        group.add(text, [9.0] * 5, 1.0, "people")
+        group.add("Um um um um, nothing, um.", [3.0] * 4 + [float("nan")], 1.0, "damage:pad")
+        made.append(group)
+    return made
+
+
+def settings(**more) -> RewardTraining:
+    return RewardTraining(**{"epochs": 4, "batch": 1, "lr": 1e-2, "ridge": 1.0, "save_every": 3, **more})
+
+
+def test_only_the_asked_share_of_the_layers_is_kept(tiny):
+    assert len(fresh(tiny).module.base_model.model.backbone.layers) == 2
+
+
+def test_an_untrained_model_rates_the_middle_of_the_scale(tiny):
+    assert fresh(tiny).score(GOOD) == pytest.approx(np.full((3, 5), 5.5))
+
+
+def test_scores_stay_inside_the_scale_and_tell_good_from_bad(tiny, tmp_path):
+    model = fresh(tiny)
+    train_reward(model, groups(), settings(), tmp_path)
+    scores = model.score([*GOOD, "Um um um um, nothing, um."])
+    assert ((scores > 1) & (scores < 10)).all()
+    assert (scores[:3].min(0) > scores[3])[:4].all()
+
+
+def test_batching_does_not_change_a_score(tiny, tmp_path):
+    model = fresh(tiny)
+    train_reward(model, groups(), settings(epochs=1), tmp_path)
+    texts = [*GOOD, "Short.", "A much longer text that goes on. " * 8]
+    assert model.score(texts, batch=1) == pytest.approx(model.score(texts, batch=5), abs=1e-3)
+
+
+def test_saved_and_loaded_it_scores_the_same(tiny, tmp_path):
+    model = fresh(tiny)
+    train_reward(model, groups(), settings(epochs=1), tmp_path)
+    model.save(tmp_path)
+    assert load_reward_model(tmp_path).score(GOOD) == pytest.approx(model.score(GOOD), abs=1e-5)
+
+
+def test_in_four_bits_it_trains_and_loads(tiny, tmp_path):
+    model = fresh(tiny, four_bit=True)
+    train_reward(model, groups(), settings(epochs=1), tmp_path)
+    model.save(tmp_path)
+    assert load_reward_model(tmp_path).score(GOOD) == pytest.approx(model.score(GOOD), abs=1e-2)
+
+
+def test_other_base_weights_are_refused(tiny, tmp_path):
+    model = fresh(tiny)
+    model.save(tmp_path)
+    card = json.loads((tmp_path / "reward.json").read_text())
+    (tmp_path / "reward.json").write_text(json.dumps({**card, "fingerprint": "0" * 16}))
+    with pytest.raises(UserError, match="other weights"):
+        load_reward_model(tmp_path)
+
+
+def test_an_empty_text_is_named_by_its_number(tiny):
+    with pytest.raises(UserError, match="text 2 of 3 is empty"):
+        fresh(tiny).score([GOOD[0], "  ", GOOD[1]])
+
+
+def test_a_folder_without_a_reward_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no reward model"):
+        load_reward_model(tmp_path)

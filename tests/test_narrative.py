@@ -255,9 +255,9 @@ def test_a_text_is_cut_into_its_sentences(text, sentences):
     assert sentences_of(text) == sentences
 
 
-@pytest.mark.parametrize("plot", PLOTS, ids=lambda p: p.id)
-def test_cutting_a_shipped_plot_loses_no_character(plot):
-    assert "".join("".join(sentences_of(plot.text)).split()) == "".join(plot.text.split())
+def test_cutting_a_shipped_plot_loses_no_character():
+    bare = lambda text: "".join(text.split())  # noqa: E731
+    assert [p.id for p in PLOTS if bare("".join(sentences_of(p.text))) != bare(p.text)] == []
 
 
 @pytest.mark.parametrize(

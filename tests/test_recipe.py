@@ -104,8 +104,14 @@ def test_a_word_that_is_not_among_the_allowed_gets_the_nearest(recipe):
 
 @pytest.mark.parametrize(
     ("section", "key"),
-    [("premises", "file"), ("premises", "plots"), ("pairs", "file"), ("model", "gguf")]
-    + [("ratings", "rater"), ("evaluate", "judge")],
+    [
+        ("premises", "file"),
+        ("premises", "plots"),
+        ("pairs", "file"),
+        ("model", "gguf"),
+        ("ratings", "rater"),
+        ("evaluate", "judge"),
+    ],
 )
 def test_a_file_that_is_not_there_is_named_by_its_path(recipe, tmp_path, section, key):
     message, _ = refused(recipe, f"seed: 1\n{section}: {{{key}: {tmp_path}/gone.gguf}}")

@@ -16,17 +16,18 @@ from toolkit.reward.train import length_scores, measure
 NAN = float("nan")
 
 
-def loss(raw, targets, weights=None, groups=None, rank_weight=0.0, gap=0.1):
+def loss(raw, targets, weights=None, groups=None, absolute=None, rank_weight=0.0, gap=0.1):
+    """(loss, gradient); a plain number stands for a row whose first dimension alone is known."""
     n = len(raw)
-    wide = lambda rows: torch.tensor([[r] + [NAN] * 4 if not isinstance(r, list) else r for r in rows])  # noqa: E731
-    raw = torch.tensor([[r] + [0.0] * 4 if not isinstance(r, list) else r for r in raw], requires_grad=True)
+    raw = torch.tensor([r if isinstance(r, list) else [r] + [0.0] * 4 for r in raw], requires_grad=True)
     value = aspect_loss(
         raw,
-        wide(targets),
-        torch.tensor(weights or [1.0] * n),
-        torch.tensor(groups or [0] * n),
-        rank_weight,
-        gap,
+        torch.tensor([t if isinstance(t, list) else [t] + [NAN] * 4 for t in targets]),
+        weights=torch.tensor(weights or [1.0] * n),
+        groups=torch.tensor(groups or [0] * n),
+        absolute=torch.tensor(absolute or [True] * n),
+        rank_weight=rank_weight,
+        gap=gap,
     )
     value.backward()
     return value.item(), raw.grad
@@ -66,6 +67,13 @@ def test_ranking_averages_over_pairs_by_the_smaller_trust():
     regression = (1 + 1 + 0.5 * 9) / 2.5
     ranking = (1 * softplus(1) + 0.5 * softplus(2) + 0.5 * softplus(1)) / 2
     assert value == pytest.approx(regression + ranking)
+
+
+def test_where_only_the_order_counts_there_is_no_regression():
+    value, grad = loss([0.5, 0.0], [0.1, 0.9], absolute=[False, True])
+    assert value == pytest.approx(0.81)
+    assert grad[0, 0] == 0
+    assert loss([0.0, 0.0], [1.0, 0.0], absolute=[False, False], rank_weight=1.0)[0] == pytest.approx(math.log(2))
 
 
 def test_texts_of_different_groups_are_not_compared():
@@ -201,6 +209,22 @@ def test_rated_candidates_are_grouped_by_premise_with_one_damaged_and_little_tru
         ("b", ["rated", "damage"]),
     ]
     assert {w for g in found for w in g.weights} == {0.25}
+    assert [g.absolute for g in found] == [False, False]
+
+
+def test_ratings_are_put_in_units_of_their_spread_around_the_middle():
+    drafts = [plot(i, "a") for i in range(3)]
+    ratings = {d.id: AspectRatings(d.id, dict.fromkeys(KEYS, 6.0 + i / 100)) for i, d in enumerate(drafts)}
+    (found,) = rated_groups(drafts, ratings, weight=0.25, strength=0.7, seed=1)
+    step = math.sqrt(1.5)  # 1 / the standard deviation of −1, 0, 1
+    for row, expected in zip(found.targets[:3], (5.5 - step, 5.5, 5.5 + step), strict=True):
+        assert row == pytest.approx([expected] * 5, abs=1e-3)
+
+
+def test_a_candidate_that_was_not_rated_is_left_out():
+    ratings = {"x0": AspectRatings("x0", dict.fromkeys(KEYS, 6.0))}
+    (found,) = rated_groups([plot(0, "a"), plot(1, "a")], ratings, weight=0.25, strength=0.7, seed=1)
+    assert found.origins.count("rated") == 1
 
 
 def test_no_premise_stands_on_both_sides():

@@ -50,8 +50,9 @@ def test_spearman_agrees_with_scipy_also_with_ties():
 
 
 def test_the_same_seed_gives_the_same_interval():
-    values = [0, 1, 1, 0, 1, 1]
-    assert bootstrap(values, seed=4) == bootstrap(values, seed=4) != bootstrap(values, seed=5, draws=50)
+    values = [0.1, 2.3, 1.7, 5.9, 4.4]
+    assert bootstrap(values, seed=4, draws=50) == bootstrap(values, seed=4, draws=50)
+    assert bootstrap(values, seed=4, draws=50) != bootstrap(values, seed=5, draws=50)
 
 
 def test_an_interval_stands_around_its_value():

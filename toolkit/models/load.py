@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import UserError
-from toolkit.models.resolve import EMBEDDED, Model
+from toolkit.models.resolve import EMBEDDED, Model, embedded_gguf
+
+transformers_logging.disable_progress_bar()  # "Loading weights" would break into our own bars
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -142,11 +145,11 @@ def weights_folder(model: Model) -> Path:
 
 
 def fingerprint(model: Model) -> str:
-    """Short hash of what the weights are: the GGUF's or safetensors' sizes and first bytes, with the configuration."""
+    """Short hash of what the weights are: sizes and first bytes, with the configuration."""
     import hashlib
 
     if model.id == EMBEDDED:
-        files = [model.gguf]
+        files = [embedded_gguf()]
     elif isinstance(model.weights, Path):
         files = [model.weights / "config.json", *sorted(model.weights.glob("*.safetensors"))]
     else:

@@ -1,0 +1,198 @@
+"""The server engine against a tiny server on this machine that answers as it is told."""
+
+import json
+import math
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from toolkit.engines.base import Sampling
+from toolkit.engines.load import load_engine
+from toolkit.engines.server import ServerEngine
+from toolkit.errors import UserError
+
+ASK = [{"role": "user", "content": "A lamp."}]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Gives `server.answers` one after the other (a dict, or bytes, or a status), the last one for ever."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.asked.append((self.path, body))
+            answers = self.server.answers
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        answer = answer(body) if callable(answer) else answer
+        status = answer if isinstance(answer, int) else 200
+        raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(raw) + self.server.missing))
+        self.end_headers()
+        self.wfile.write(raw)
+        self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    waits = []
+    monkeypatch.setattr("toolkit.engines.server.time", SimpleNamespace(sleep=waits.append))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.lock, server.asked, server.answers, server.missing = threading.Lock(), [], [], 0
+    server.url, server.waits = f"http://127.0.0.1:{server.server_port}/v1", waits
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def says(text):
+    return {"choices": [{"message": {"content": text}}]}
+
+
+def chooses(top, *after):
+    """A first token with these (token, log-probability) alternatives, then the tokens `after`."""
+    first = {"token": top[0][0], "top_logprobs": [{"token": t, "logprob": p} for t, p in top]}
+    return {"choices": [{"message": {"content": ""}, "logprobs": {"content": [first, *({"token": t} for t in after)]}}]}
+
+
+def test_an_http_address_names_a_server(server):
+    assert load_engine(server.url).name == f"server:{server.url}"
+
+
+def test_answers_come_n_to_a_prompt_and_in_order(server):
+    server.answers = [lambda body: says(f"{body['messages'][0]['content']}{body['seed']}")]
+    prompts = [[{"role": "user", "content": c}] for c in "ab"]
+    assert ServerEngine(server.url).generate(prompts, 2, Sampling(seed=7)) == [["a7", "a8"], ["b9", "b10"]]
+
+
+def test_the_sampling_reaches_the_server(server):
+    server.answers = [says("")]
+    ServerEngine(server.url + "/", model="m").generate(
+        [ASK], 1, Sampling(0.3, min_p=0.1, top_p=0.9, repeat_penalty=1.2, max_tokens=9, stop=("\n",), seed=5)
+    )
+    ((path, body),) = server.asked
+    assert path == "/v1/chat/completions"
+    assert body == {
+        "model": "m",
+        "messages": ASK,
+        "temperature": 0.3,
+        "min_p": 0.1,
+        "top_p": 0.9,
+        "repeat_penalty": 1.2,
+        "max_tokens": 9,
+        "stop": ["\n"],
+        "seed": 5,
+    }
+
+
+def test_each_answer_may_have_its_own_sampling(server):
+    server.answers = [lambda body: says(f"{body['temperature']}")]
+    found = ServerEngine(server.url).generate([ASK, ASK], 2, [Sampling(0.1), Sampling(0.9)])
+    assert found == [["0.1", "0.9"], ["0.1", "0.9"]]
+
+
+def test_an_answer_without_text_is_empty(server):
+    server.answers = [says(None)]
+    assert ServerEngine(server.url).generate([ASK], 1, Sampling()) == [[""]]
+
+
+def test_a_stream_tells_which_answer_each_text_is(server):
+    server.answers = [lambda body: says(str(body["seed"]))]
+    assert list(ServerEngine(server.url).stream([ASK, ASK], 2, Sampling())) == [(0, "0"), (1, "1"), (2, "2"), (3, "3")]
+
+
+def test_a_choice_is_renormalised_over_the_options(server):
+    server.answers = [chooses([("1", math.log(0.6)), (" 2", math.log(0.2)), ("No", math.log(0.2))])]
+    (choice,) = ServerEngine(server.url).choose([ASK], ["1", "2"])
+    assert [math.exp(p) for p in choice.logps] == pytest.approx([0.75, 0.25])
+    assert (choice.best, server.asked[0][1]["top_logprobs"], server.asked[0][1]["max_tokens"]) == (0, 20, 1)
+
+
+def test_a_missing_option_is_no_likelier_than_the_last_one_told(server):
+    server.answers = [chooses([("2", math.log(0.6)), ("x", math.log(0.3)), ("y", math.log(0.1))])]
+    (choice,) = ServerEngine(server.url).choose([ASK], ["1", "2"])
+    assert [math.exp(p) for p in choice.logps] == pytest.approx([1 / 7, 6 / 7])
+
+
+def test_a_longer_token_is_another_answer(server):
+    server.answers = [chooses([("10", math.log(0.9)), ("1", math.log(0.05)), ("2", math.log(0.05))])]
+    (choice,) = ServerEngine(server.url).choose([ASK], ["1", "2"])
+    assert [math.exp(p) for p in choice.logps] == pytest.approx([0.5, 0.5])
+
+
+def test_an_option_is_found_by_the_token_it_starts_with(server):
+    server.answers = [chooses([("Y", math.log(0.8)), ("No", math.log(0.2))])]
+    assert ServerEngine(server.url).choose([ASK], ["No", "Yes"])[0].best == 1
+
+
+def test_a_verdict_that_names_no_option_is_refused(server):
+    server.answers = [chooses([("Well", -0.1), ("I", -2.0)])]
+    with pytest.raises(UserError, match="answered with none of"):
+        ServerEngine(server.url).choose([ASK], ["1", "2"])
+
+
+@pytest.mark.parametrize("logprobs", [None, {"content": None}, {"content": []}])
+def test_a_server_without_log_probabilities_is_refused(server, logprobs):
+    server.answers = [{"choices": [{"message": {"content": "1"}, "logprobs": logprobs}]}]
+    with pytest.raises(UserError, match="no log-probabilities"):
+        ServerEngine(server.url).choose([ASK], ["1", "2"])
+
+
+def test_the_reason_is_the_first_line_after_the_verdict(server):
+    server.answers = [chooses([("7", -0.1)], ".", " A clear", " turn.", "\nMore")]
+    (choice,) = ServerEngine(server.url).choose([ASK], ["7", "8"], reason=8)
+    assert (choice.reason, server.asked[0][1]["max_tokens"]) == ("A clear turn.", 9)
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_a_busy_server_is_asked_again(server, status):
+    server.answers = [status, says("late")]
+    assert ServerEngine(server.url).generate([ASK], 1, Sampling()) == [["late"]]
+    assert (len(server.asked), len(server.waits)) == (2, 1)
+
+
+def test_a_server_that_stays_broken_is_given_up_with_its_status(server):
+    server.answers = [500]
+    with pytest.raises(UserError, match="did not answer: 500"):
+        ServerEngine(server.url, tries=3).generate([ASK], 1, Sampling())
+    assert len(server.asked) == 3
+
+
+def test_a_request_the_server_refuses_is_not_repeated(server):
+    server.answers = [400]
+    with pytest.raises(UserError, match="400"):
+        ServerEngine(server.url).generate([ASK], 1, Sampling())
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"not json", {}, {"choices": []}, [], None, {"choices": None}, {"choices": [{"text": "old"}]}],
+    ids=["not json", "nothing", "no choice", "a list", "null", "null choices", "no message"],
+)
+def test_an_answer_of_another_shape_is_refused(server, answer):
+    server.answers = [answer]
+    with pytest.raises(UserError):
+        ServerEngine(server.url, tries=1).generate([ASK], 1, Sampling())
+
+
+def test_a_server_that_dies_in_the_middle_of_an_answer_is_refused(server):
+    server.answers, server.missing = [says("half")], 50
+    with pytest.raises(UserError, match="did not answer"):
+        ServerEngine(server.url, tries=1).generate([ASK], 1, Sampling())
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "http://", "http://127.0.0.1:port/v1"])
+def test_a_server_that_cannot_be_reached_is_named(server, url):
+    with pytest.raises(UserError, match=f"the server at {url.rstrip('/')}") as error:
+        ServerEngine(url, tries=2, timeout=2).generate([ASK], 1, Sampling())
+    assert "is it running" in error.value.hint

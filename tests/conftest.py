@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("FABLESMITH_QUIET", "1")
 
-from toolkit.hardware import prepare_environment  # noqa: E402
+from toolkit.hardware import prepare_environment
 
 prepare_environment(offline=True)
 

@@ -12,7 +12,7 @@ from toolkit.errors import FablesmithError, UserError
 from toolkit.narrative.dimensions import KEYS
 from toolkit.recipe import Recipe, recipes_folder
 from toolkit.records import AspectRatings
-from toolkit.run import plan
+from toolkit.runner import plan
 
 
 @pytest.fixture(autouse=True)

@@ -105,7 +105,8 @@ def test_every_rejected_pair_keeps_its_reason(whole):
     from toolkit.preference.pairs import REASONS
 
     rows = [json.loads(line) for line in (whole / "pairs" / "rejected.jsonl").read_text().splitlines()]
-    assert rows and all(row["reason"] in REASONS for row in rows)
+    assert rows
+    assert all(row["reason"] in REASONS for row in rows)
 
 
 def test_a_second_run_skips_everything(whole, recipe):

@@ -5,7 +5,7 @@ from toolkit import write, rate, judge, run, load_reward_model
 
 from importlib import import_module
 
-__all__ = ["UserError", "judge", "load_reward_model", "load_recipe", "rate", "run", "write"]
+__all__ = ["UserError", "judge", "load_recipe", "load_reward_model", "rate", "run", "write"]
 
 _HOME = {
     "UserError": "toolkit.errors",

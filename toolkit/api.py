@@ -108,7 +108,7 @@ def run(recipe: str | Path, out: str | Path | None = None, **overrides) -> Path:
     import json
 
     from toolkit.recipe import load_recipe
-    from toolkit.run import run_recipe
+    from toolkit.runner import run_recipe
 
     loaded = load_recipe(str(recipe), [f"{k}={json.dumps(v)}" for k, v in overrides.items()])
     return run_recipe(loaded, Path(out) if out else Path("runs") / loaded.name)

@@ -140,7 +140,7 @@ def _run(args) -> None:
 
         print(show_plan(recipe, out))
         return
-    from toolkit.run import run_recipe
+    from toolkit.runner import run_recipe
 
     print(run_recipe(recipe, out))
 
@@ -194,6 +194,7 @@ def _heading(i: int, n: int) -> None:
 def _rate(args) -> None:
     from toolkit.records import read_plots
 
+    _check_out(args.out)
     plots = _texts(read_plots(args.file, args.skip_bad_lines))
     from toolkit.api import rate
 
@@ -205,8 +206,19 @@ def _judge(args) -> None:
     from toolkit.progress import bar
     from toolkit.records import read_plots
 
+    _check_out(args.out)
     plots = _texts(read_plots(args.file, args.skip_bad_lines))
     _ratings(args, plots, list(bar(judge(plots, args.model), total=len(plots), desc="judge", unit="text")))
+
+
+def _check_out(path: Path | None) -> None:
+    """Before the work, not after it: can the file be written?"""
+    if path is not None:
+        from toolkit.hardware import require_writable
+
+        if path.is_dir():
+            raise UserError(f"{path} is a folder", "name a file with --out")
+        require_writable(path.parent)
 
 
 def _texts(imported) -> list:
@@ -224,10 +236,7 @@ def _ratings(args, plots, ratings) -> None:
     from toolkit.records import dump, write_jsonl
 
     if args.out:
-        try:
-            write_jsonl(args.out, ratings)
-        except OSError as error:
-            raise UserError(f"cannot write {args.out}: {error.strerror}", "name another file with --out") from None
+        write_jsonl(args.out, ratings)
         print(args.out)
         return
     if args.json:

@@ -11,7 +11,7 @@ from pathlib import Path
 from toolkit.models.resolve import EMBEDDED, resolve
 from toolkit.narrative.damage import HARM
 from toolkit.recipe import Recipe
-from toolkit.run import plan, stage_keys, stands
+from toolkit.runner import plan, stage_keys, stands
 
 # tokens a second on 2 cores (AMD EPYC with AVX512-BF16, 2026-11-21); measured by whole quickstart runs
 READ, WRITE, FEATURES, REWARD_STEP, DPO_STEP = 430.0, 150.0, 1900.0, 560.0, 190.0

@@ -6,6 +6,8 @@ One section per stage. A wrong key, type or value is reported with file, line, k
 import contextlib
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -193,6 +195,9 @@ def load_recipe(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
         _override(data, lines, override)
     data.setdefault("name", path.stem)
     recipe = _read(Recipe, data, lines, str(path), "")
+    if not re.fullmatch(r"[\w.-]+", recipe.name) or recipe.name.startswith("."):
+        where = _where(str(path), lines, "name")
+        raise UserError(f"{where}: {recipe.name!r} cannot name a folder", "use letters, digits, - and _")
     _check_files(recipe, lines, str(path))
     return recipe
 
@@ -203,7 +208,13 @@ def _plain(node: yaml.Node, path: Path) -> tuple[dict, dict]:
 
     def walk(node, prefix):
         if not isinstance(node, yaml.MappingNode):
-            return yaml.SafeLoader("").construct_object(node, deep=True)
+            try:
+                return yaml.SafeLoader("").construct_object(node, deep=True)
+            except (yaml.YAMLError, ValueError) as error:
+                reason = getattr(error, "problem", None) or error
+                raise UserError(
+                    f"{path}:{node.start_mark.line + 1}: {prefix.rstrip('.')}: not a value: {reason}", "mend the line"
+                ) from None
         out = {}
         for key_node, value in node.value:
             key = str(key_node.value)
@@ -227,20 +238,29 @@ def _override(data: dict, lines: dict, text: str) -> None:
     if not equals or not key.strip():
         raise UserError(f"--set {text}: expected section.key=value", "for example --set dpo.beta=0.2")
     *sections, last = key.strip().split(".")
-    here = data
+    here, done = data, ""
     for section in sections:
+        done += section
+        if section not in here:
+            lines[done] = 0
         here = here.setdefault(section, {})
+        done += "."
         if not isinstance(here, dict):
             raise UserError(f"--set {text}: {section} is no section", "for example --set dpo.beta=0.2")
     try:
         here[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"--set {text}: {value!r} is not valid YAML", "quote it") from None
-    lines[key.strip()] = 0
+    dotted = key.strip()
+    for line in [name for name in lines if name.startswith(dotted + ".")]:
+        del lines[line]
+    lines[dotted] = 0
 
 
 def _where(file: str, lines: dict, dotted: str) -> str:
-    line = lines.get(dotted)
+    parts = dotted.split(".")
+    near = [lines[name] for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in lines]
+    line = lines.get(dotted, 0 if near and near[0] == 0 else None)
     return f"--set {dotted}" if line == 0 else f"{file}:{line}: {dotted}" if line else f"{file}: {dotted}"
 
 
@@ -296,7 +316,7 @@ def _value(kind, value, limits, where: str):
             or (high is not None and value > high)
             or (above is not None and value <= above)
         )
-        if wrong or value != value:
+        if wrong or not math.isfinite(value):
             lower = f"above {above}" if above is not None else f"at least {low}" if low is not None else ""
             upper = f"at most {high}" if high is not None else ""
             raise UserError(f"{where}: {value!r} is out of range", " and ".join(x for x in (lower, upper) if x))

@@ -128,7 +128,7 @@ def read_jsonl(path: Path, kind: type[Record] | type[dict] = dict) -> list[Recor
     if len(whole) < len(raw):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    rows = [json.loads(line) for line in whole.decode("utf-8").splitlines() if line]
+    rows = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
     return rows if kind is dict else [build(kind, row) for row in rows]
 
 
@@ -184,6 +184,8 @@ def read_plots(path: Path, skip_bad_lines: bool = False) -> Imported:
             named = {k: str(row[k]) for k in ("premise_id", "premise", "origin") if row.get(k)}
             return Plot(id=str(row.get("id") or text_id(text)), text=text, sentences=tuple(sentences), **named, **extra)
         premise, answer = _turns(kind, row)[:2]
+        if answer is None:
+            raise ValueError("no answer: this is no plot")
         return Plot(id=str(row.get("id") or text_id(answer)), text=answer, premise=premise)
 
     return _import(path, make, skip_bad_lines)
@@ -193,7 +195,11 @@ def read_pairs(path: Path, skip_bad_lines: bool = False) -> Imported:
     """Preference pairs from any known format that has a chosen and a rejected answer."""
 
     def make(kind: str, row: dict) -> PreferencePair:
+        if kind == "ours":
+            raise ValueError("not a preference pair: no prompt, chosen and rejected")
         prompt, chosen, rejected = _turns(kind, row)
+        if chosen is None:
+            raise ValueError("no chosen answer: this is not a preference pair")
         if rejected is None:
             raise ValueError("no rejected answer: this is not a preference pair")
         if chosen == rejected:
@@ -211,7 +217,8 @@ def join_sentences(sentences: Iterable[str]) -> str:
     """Sentences → text: no space after Chinese full stops."""
     out = ""
     for s in sentences:
-        out += s if not out or out[-1] in "。！？”」…" else " " + s
+        tight = not out or out[-1] in "。！？」" or (out[-1] in "”…" and guess_language(s) == "zh")
+        out += s if tight else " " + s
     return out
 
 

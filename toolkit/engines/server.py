@@ -1,5 +1,6 @@
 """Any OpenAI-compatible server (llama-server, vLLM, LM Studio …) behind the engine protocol. Standard library only."""
 
+import http.client
 import json
 import math
 import time
@@ -32,12 +33,14 @@ class ServerEngine:
                 time.sleep(2**attempt / 2)
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as reply:
-                    return json.load(reply)["choices"][0]
+                    choice = json.load(reply)["choices"][0]
+                    choice["message"]["content"]  # a reply of another shape is no answer
+                    return choice
             except urllib.error.HTTPError as error:
                 reason = f"{error.code} {error.read(300).decode(errors='replace')}"
                 if error.code < 500 and error.code != 429:
                     break
-            except (OSError, ValueError, KeyError, IndexError) as error:
+            except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
                 reason = str(getattr(error, "reason", error))
         raise UserError(
             f"the server at {self.url} did not answer: {reason}", "is it running, and is the address right?"

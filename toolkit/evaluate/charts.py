@@ -79,7 +79,8 @@ def curves(rows: list[dict], keys: dict[str, str], title: str) -> str:
             x, y = zip(*points, strict=True)
             axes.plot(x, y, color=colour, label=label, linewidth=1.8, marker="o" if len(x) < 30 else None, markersize=3)
     axes.set_xlabel("step")
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)
     axes.grid(axis="y", color=QUIET, linewidth=0.5)
     return _svg(figure, title)
 

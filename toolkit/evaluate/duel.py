@@ -69,9 +69,9 @@ def duel_stage(
             continue
         if aligned.text and base.text and aligned.text != base.text:
             verdict = compare(judge, premise.text, aligned, base)
-        else:  # nothing to compare: an empty answer or twice the same one is a tie, not a verdict
-            even = dict.fromkeys(KEYS, 0.5)
-            verdict = Verdict(premise.id, aligned.id, base.id, even, even)
+        else:  # nothing to ask: twice the same text is a tie, and a text wins against an empty answer
+            sure = dict.fromkeys(KEYS, 0.5 + 0.5 * (bool(aligned.text) - bool(base.text)))
+            verdict = Verdict(premise.id, aligned.id, base.id, sure, sure)
         append_jsonl(verdict_path, [dataclasses.asdict(verdict)])
         progress.update(1)
     progress.close()
@@ -121,9 +121,9 @@ def summarise(verdicts: list[Verdict], plots: dict[str, Plot], scores: dict[str,
             for side, at in (("aligned", "a"), ("base", "b"))
         },
     }
-    if scores is not None:
-        scored = [[v for v in g if v.a in scores and v.b in scores] for g in groups]
-        scored = [g for g in scored if g]
+    scored = [[v for v in g if v.a in (scores or {}) and v.b in (scores or {})] for g in groups]
+    scored = [g for g in scored if g]
+    if scored:
         table = {}
         for side, at in (("aligned", "a"), ("base", "b")):
             rows = np.array([scores[getattr(v, at)] for g in scored for v in g])

@@ -209,7 +209,7 @@ def _export(work) -> list[str]:
 
 
 def _settings(recipe: Recipe, work) -> list[str]:
-    from toolkit.run import PACKAGES, package_version
+    from toolkit.runner import PACKAGES, package_version
 
     cards = [work.card(n) for n in work.stages if (work.of(n) / "stage.json").is_file()]
     rows = [

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from toolkit.narrative.prompts import fillers
 from toolkit.narrative.writing import sentences_of
-from toolkit.records import Plot, join_sentences
+from toolkit.records import Plot, guess_language, join_sentences
 
 # kind → dimension → share of the full drop. 0: known to be unharmed. Absent: not known, so no label is given.
 HARM = {
@@ -43,7 +43,10 @@ def damage(plot: Plot, kind: str, strength: float, donors: list[Plot], seed: int
     """
     rng = random.Random(f"{seed}:{plot.id}:{kind}:{strength}")
     sentences = list(plot.sentences or sentences_of(plot.text))
-    donors = [d for d in donors if d.id != plot.id and d.premise_id != plot.premise_id]
+    language = guess_language(plot.text)
+    donors = [
+        d for d in donors if d.premise_id != plot.premise_id and d.id != plot.id and guess_language(d.text) == language
+    ]
     if len(sentences) < 5:
         return None
     done = _KINDS[kind](plot, sentences, strength, donors, rng)
@@ -83,9 +86,9 @@ def _swap(plot, sentences, strength, donors, rng):
     holding = [i for i, s in enumerate(sentences) if plot.characters[0] in s][1:]  # the first mention stays
     if not names or not holding:
         return None
-    out = sentences[:]
+    out, stranger = sentences[:], rng.choice(names)
     for i in rng.sample(holding, _some(len(holding), strength, len(holding))):
-        out[i] = out[i].replace(plot.characters[0], rng.choice(names))
+        out[i] = out[i].replace(plot.characters[0], stranger)
     return out
 
 
@@ -108,7 +111,7 @@ def _cut(plot, sentences, strength, donors, rng):
 
 
 def _pad(plot, sentences, strength, donors, rng):
-    out, flat = sentences[:], fillers()
+    out, flat = sentences[:], fillers(guess_language(plot.text))
     for _ in range(_some(len(sentences), strength, 5)):
         # half of it says nothing, half says again what was said: both are how weak writers pad
         extra = rng.choice(flat) if rng.random() < 0.5 else rng.choice(sentences)
@@ -120,7 +123,7 @@ def _flat(plot, sentences, strength, donors, rng):
     if not plot.turn:
         return None
     gone = list(plot.turn)[: _some(len(plot.turn), strength, len(plot.turn))]
-    flat = rng.sample(fillers(), len(gone))
+    flat = rng.sample(fillers(guess_language(plot.text)), len(gone))
     # taken out or talked past, evenly, so that length tells nothing
     keep = rng.random() < 0.5
     return [flat[gone.index(i)] if i in gone else s for i, s in enumerate(sentences) if keep or i not in gone]

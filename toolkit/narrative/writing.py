@@ -12,7 +12,7 @@ LONGEST_PREMISE = 4000  # characters; above this it is no premise but a text, an
 
 def check_premise(text: str) -> str:
     """The premise, stripped. Raises UserError when it is empty or longer than LONGEST_PREMISE characters."""
-    text = text.strip()
+    text = text.encode("utf-8", "replace").decode("utf-8").strip()  # a shell may hand over bytes that are no text
     if not text:
         raise UserError("the premise is empty", 'give a sentence: fablesmith write "A lighthouse keeper …"')
     if len(text) > LONGEST_PREMISE:
@@ -30,7 +30,10 @@ def write_prompt(premise: Premise | str) -> Messages:
     return [{"role": "user", "content": prompt("write", language, premise=text)}]
 
 
-_END = re.compile(r'(?<=[.!?…])["”’\')\]]*\s+(?=["“‘\'(\[]?[A-Z0-9])|(?<=[。！？])(?![”’」』])')
+_END = re.compile(
+    r"""(?:(?<=[.!?…])|(?<=[.!?…]["”’')\]]))\s+(?=["“‘'(\[]?[A-Z0-9])"""  # English: a stop, perhaps a closing quote, a capital
+    r"""|(?:(?<=[。！？])|(?<=[。！？][”’」』]))(?![。！？”’」』])"""  # Chinese: no space between sentences
+)
 
 
 def sentences_of(text: str) -> list[str]:

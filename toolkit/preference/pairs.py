@@ -6,7 +6,7 @@ from itertools import combinations
 
 from toolkit.narrative.dimensions import KEYS
 from toolkit.narrative.writing import write_prompt
-from toolkit.records import AspectRatings, Plot, PreferencePair
+from toolkit.records import AspectRatings, Plot, PreferencePair, guess_language
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ def _in_favour(better: AspectRatings | None, worse: AspectRatings | None) -> int
 
 
 def overlap(a: str, b: str) -> float:
-    """Share of the smaller text's three-word sequences that stand in the other: 1 says the same."""
-    grams = [
-        {tuple(words[i : i + 3]) for i in range(len(words) - 2)} for words in (a.lower().split(), b.lower().split())
-    ]
+    """Share of the smaller text's three-word sequences (Chinese: three characters) that stand in the other: 1 says the same."""
+    chinese = guess_language(a) == "zh"
+    units = [list(t) if chinese else t.lower().split() for t in (a, b)]
+    grams = [{tuple(words[i : i + 3]) for i in range(len(words) - 2)} for words in units]
     smaller = min(map(len, grams))
     return len(grams[0] & grams[1]) / smaller if smaller else float(a.strip() == b.strip())

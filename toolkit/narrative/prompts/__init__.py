@@ -28,6 +28,6 @@ def prompt(file: str, language: str = "en", /, **places: str) -> str:
     return "".join(pieces) + text
 
 
-def fillers() -> list[str]:
+def fillers(language: str = "en") -> list[str]:
     """Flat sentences that tell nothing, for padding a plot (narrative.damage)."""
-    return _template("fillers", "en").splitlines()
+    return _template("fillers", language).splitlines()

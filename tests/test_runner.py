@@ -11,9 +11,9 @@ import pytest
 
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe
-from toolkit.run import STAGES, Stage, _only_one, plan, run_recipe, stage_keys, stands
+from toolkit.runner import STAGES, Stage, _only_one, plan, run_recipe, stage_keys, stands
 
-R = importlib.import_module("toolkit.run")
+R = importlib.import_module("toolkit.runner")
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ STAGES = (
         ("model", "premises", "export", "reward"),
         ("seed", "candidates.max_tokens", "candidates.min_p", "candidates.repeat_penalty", "evaluate"),
     ),
-    Stage("report", "report.html", S.report, (), ()),
+    Stage("report", "report.html", S.report, (), ("name", "about", "memory")),
 )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
     return keys
 
 
-_FILES = ("premises.file", "premises.plots", "pairs.file", "model.gguf")
+_FILES = ("premises.file", "premises.plots", "pairs.file", "model.gguf", "model.id", "ratings.rater", "evaluate.judge")
 
 
 def _lookup(recipe: Recipe, path: str):
@@ -120,9 +120,15 @@ def _lookup(recipe: Recipe, path: str):
 
 
 def _file_hash(name: str) -> str:
-    if not name or name == SHIPPED or not Path(name).is_file():
+    """What a named file holds: a hash of a text, size and date of weights (hashing those would take minutes)."""
+    path = Path(name)
+    if not name or name == SHIPPED or not path.exists():
         return name
-    with open(name, "rb") as file:
+    if path.is_dir():
+        return " ".join(_file_hash(str(p)) for p in [path / "config.json", *sorted(path.glob("*.safetensors"))])
+    if path.suffix in {".gguf", ".safetensors"}:
+        return f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}"
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -163,13 +169,16 @@ def stands(folder: Path, key: str) -> bool:
     try:
         card = json.loads((folder / CARD).read_text())
         return card["key"] == key and all((folder / n).stat().st_size == size for n, size in card["files"].items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
 
 def _do(stage: Stage, recipe: Recipe, key: str, out: Path, names: tuple[str, ...]) -> float:
     partial, final = out / f"{stage.name}.partial", out / stage.name
     mark = partial / ".key"
+    if stands(partial, key):  # killed after the work, before the renaming
+        _put_in_place(partial, final)
+        return 0.0
     if partial.exists() and (not mark.exists() or mark.read_text() != key):
         shutil.rmtree(partial)
     resumed = partial.exists()
@@ -187,8 +196,9 @@ def _do(stage: Stage, recipe: Recipe, key: str, out: Path, names: tuple[str, ...
             ) from error
         raise
     seconds = time.monotonic() - started
-    mark.unlink()
-    files = {str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
+    files = {
+        str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file() and p != mark
+    }
     card = {
         "stage": stage.name,
         "key": key,
@@ -197,15 +207,17 @@ def _do(stage: Stage, recipe: Recipe, key: str, out: Path, names: tuple[str, ...
         "resumed": resumed,
     }
     (partial / CARD).write_text(json.dumps({**card, "facts": facts, "files": files}, indent=1, ensure_ascii=False))
-    if final.exists():
-        old = out / f"{stage.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-        partial.rename(final)
-        shutil.rmtree(old)
-    else:
-        partial.rename(final)
+    _put_in_place(partial, final)
     return seconds
+
+
+def _put_in_place(partial: Path, final: Path) -> None:
+    old = final.with_name(final.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    partial.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _disk_is_full(error: BaseException) -> bool:

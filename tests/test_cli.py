@@ -240,6 +240,6 @@ def test_ratings_are_written_where_out_says(capsys, judged, tmp_path):
 
 
 def test_an_unwritable_out_is_told_before_the_work_is_done(capsys, judged):
-    error, _ = complaint(capsys, "judge", "stories.jsonl", "--out", "gone/ratings.jsonl")
-    assert "cannot write gone/ratings.jsonl" in error
+    error, _ = complaint(capsys, "judge", "stories.jsonl", "--out", "stories.jsonl/ratings.jsonl")
+    assert "cannot write to stories.jsonl" in error
     assert judged == []

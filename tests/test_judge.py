@@ -204,3 +204,26 @@ def test_a_model_that_writes_nothing_but_empty_texts_still_gets_its_figures():
     found = summarise(verdicts, plots, scores)
     assert found["mean_characters"]["aligned"] == 0.0
     assert not found.get("reward")
+
+
+# ---- the lean, with the order cancelled out
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "lean"),
+    [
+        (0.95, 0.2, 1.0),  # log-odds +2.94 and -1.39: a judge that favours the first text, yet more so when it is A
+        (0.8, 0.05, 0.0),
+        (0.9, 0.1, 0.5),
+        (1.0, 0.4, 1.0),
+    ],
+)
+def test_the_lean_cancels_the_pull_of_the_order(first, second, lean):
+    assert verdict(first, second).lean() == lean
+
+
+def test_the_lean_is_reported_where_every_verdict_is_a_tie():
+    plots = {"a": Plot("a", "xx"), "b": Plot("b", "x")}
+    found = summarise([verdict(0.95, 0.2), verdict(0.95, 0.2, premise="q")], plots, None)
+    assert found["win_rate"][0] == 0.5
+    assert found["lean_rate"][0] == 1.0

@@ -31,6 +31,8 @@ def facts(win_rate, gain=None, ties=0.1):
         "premises": 12,
         "win_rate": win_rate,
         "win_rate_by_dimension": dict.fromkeys(KEYS, win_rate),
+        "lean_rate": [0.61, 0.42, 0.8],
+        "lean_rate_by_dimension": {key: [0.61, 0.42, 0.8] for key in KEYS},
         "ties_by_order": ties,
         "wins": 9,
         "losses": 6,
@@ -203,7 +205,7 @@ PICTURES = {
     "curves of nothing": lambda: charts.curves([], {"loss": "loss"}, "T"),
     "margins": lambda: charts.margins([0.5, 0.9], [0.1], 0.3),
     "margins of nothing": lambda: charts.margins([], [], None),
-    "wins": lambda: charts.wins(EVEN, dict.fromkeys(KEYS, UNKNOWN)),
+    "wins": lambda: charts.wins(facts(UNKNOWN)),
     "accuracy": lambda: charts.accuracy({"reward model": QUALITY, "length only": QUALITY}),
 }
 

@@ -65,7 +65,7 @@ def radar(series: dict[str, dict[str, float]], title: str) -> str:
     axes.tick_params(pad=10)
     axes.grid(color=QUIET, linewidth=0.6)
     axes.spines["polar"].set_color(QUIET)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.25, -0.12), frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.32, 1.14), frameon=False)
     return _svg(figure, title)
 
 
@@ -98,18 +98,18 @@ def margins(kept: list[float], rejected: list[float], threshold: float | None) -
     return _svg(figure, "Histogram of reward margins of candidate pairs")
 
 
-def wins(overall: list, by_dimension: dict[str, list]) -> str:
-    """Win rate of the aligned writer, with 95 % intervals; 50 % is no difference."""
-    figure, axes = _figure(5.2, 2.8)
+def wins(facts: dict) -> str:
+    """Win rate of the aligned writer (dots) and the judge's lean (rings), with 95 % intervals; 50 % is no difference."""
+    figure, axes = _figure(5.2, 3.0)
     names = [d.name for d in DIMENSIONS] + ["Overall"]
-    rows = [by_dimension[d.key] for d in DIMENSIONS] + [overall]
-    for y, (value, low, high) in enumerate(rows):
-        last = y == len(rows) - 1
-        if low is not None:
-            axes.plot(
-                [100 * low, 100 * high], [y, y], color=ALIGNED if last else BASE, linewidth=3 if last else 2, alpha=0.6
-            )
-        axes.plot(100 * value, y, "o", color=ALIGNED if last else BASE, markersize=7)
+    for kind, shift in (("win_rate", 0.14), ("lean_rate", -0.14)):
+        rows = [facts[f"{kind}_by_dimension"][d.key] for d in DIMENSIONS] + [facts[kind]]
+        for y, (value, low, high) in enumerate(rows):
+            colour = ALIGNED if y == len(rows) - 1 else BASE
+            if low is not None:
+                axes.plot([100 * low, 100 * high], [y + shift] * 2, color=colour, linewidth=2, alpha=0.6)
+            face = colour if kind == "win_rate" else "none"
+            axes.plot(100 * value, y + shift, "o", color=colour, markersize=6, markerfacecolor=face)
     axes.axvline(50, color=INK, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlim(0, 100)

@@ -95,7 +95,7 @@ def duel_stage(
 
 def summarise(verdicts: list[Verdict], plots: dict[str, Plot], scores: dict[str, np.ndarray] | None) -> dict:
     """Figures with 95 % intervals (bootstrap over premises): win rate of aligned, overall and per dimension (a tie counts
-    half), share of verdicts the order decided, lengths, how often the longer text wins, and rewards."""
+    half), the judge's lean with the order cancelled out, share of verdicts the order decided, lengths, how often the longer text wins, and rewards."""
     by_premise: dict[str, list[Verdict]] = {}
     for v in verdicts:
         by_premise.setdefault(v.premise_id, []).append(v)
@@ -111,6 +111,8 @@ def summarise(verdicts: list[Verdict], plots: dict[str, Plot], scores: dict[str,
         "pairs": len(verdicts),
         "premises": len(groups),
         "win_rate": rate(lambda v: v.points()),
+        "lean_rate": rate(lambda v: v.lean()),
+        "lean_rate_by_dimension": {k: rate(lambda v, k=k: v.lean(k)) for k in KEYS},
         "win_rate_by_dimension": {k: rate(lambda v, k=k: v.points(k)) for k in KEYS},
         "ties_by_order": round(1 - len(decided) / len(verdicts), 4),
         "wins": sum(v.points() == 1 for v in verdicts),

@@ -53,10 +53,25 @@ class Verdict:
         second = self.second[key] if key else sum(self.second.values()) / len(self.second)
         return 1.0 if first > 0.5 and second > 0.5 else 0.0 if first < 0.5 and second < 0.5 else 0.5
 
+    def lean(self, key: str | None = None) -> float:
+        """1 when the judge leans to A, 0 to B, 0.5 to neither, with the pull of the order cancelled out.
+
+        The mean log-odds of the two orders: a judge that always names the first text adds the same amount to one and
+        takes it from the other. Finer than `points` and less strict: report both.
+        """
+        keys = [key] if key else list(self.first)
+        total = sum(_log_odds(side[k]) for k in keys for side in (self.first, self.second))
+        return 0.5 if abs(total) < 1e-9 else float(total > 0)
+
     @property
     def flipped(self) -> bool:
         """Whether the verdict changed with the order."""
         return self.points() == 0.5
+
+
+def _log_odds(p: float) -> float:
+    p = min(max(p, 1e-6), 1 - 1e-6)
+    return math.log(p / (1 - p))
 
 
 def compare(engine: Engine, premise: str, a: Plot, b: Plot) -> Verdict:

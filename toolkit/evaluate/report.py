@@ -51,6 +51,11 @@ def verdict_lines(facts: dict) -> list[str]:
             f"In {_pct(facts['ties_by_order'])} of the pairs its verdict changed with the order of the two texts: on these "
             "plots the judge mostly cannot tell, so weigh its verdict accordingly."
         )
+        lean, low_lean, high_lean = facts["lean_rate"]
+        lines.append(
+            f"With the order's pull cancelled out it leans to the aligned model in {_pct(lean)} of the pairs "
+            f"(95 % interval {_pct(low_lean)} to {_pct(high_lean)})."
+        )
     if reward := facts.get("reward"):
         gain, low_gain, high_gain = reward["gain"]
         moved = low_gain is not None and (low_gain > 0 or high_gain < 0)
@@ -86,8 +91,8 @@ def _evaluation(facts: dict, work) -> list[str]:
         )
     out.append(
         _figure(
-            charts.wins(facts["win_rate"], facts["win_rate_by_dimension"]),
-            f"Judge: {facts['judge']}. Each pair is asked in both orders; a verdict that changes with the order is a tie.",
+            charts.wins(facts),
+            f"Judge: {facts['judge']}. Each pair is asked in both orders; a verdict that changes with the order is a tie. Rings: the judge's lean with the order's pull cancelled out.",
         )
     )
     out.append("</div>")

@@ -14,7 +14,7 @@ from toolkit.recipe import Recipe
 from toolkit.runner import plan, stage_keys, stands
 
 # tokens a second on 2 cores (AMD EPYC with AVX512-BF16, 2026-11-21); measured by whole quickstart runs
-READ, WRITE, FEATURES, REWARD_STEP, DPO_STEP = 430.0, 150.0, 1900.0, 560.0, 190.0
+READ, JUDGE, WRITE, FEATURES, REWARD_STEP, DPO_STEP = 900.0, 430.0, 160.0, 1900.0, 435.0, 120.0
 MADE_PLOT, ASK, DRAFT_PROMPT = 165, 55, 90  # tokens: a well-made plot, one question to the rater, prompt of a draft
 EMBEDDED_MILLIONS = 135.0
 
@@ -40,9 +40,9 @@ def estimate(recipe: Recipe) -> list[Estimate]:
     dpo_tokens = pairs * 2 * (length + DRAFT_PROMPT) * r.dpo.epochs
     rating = (length + 10 * ASK) / READ + 10 * r.ratings.reason / WRITE
     check = 2 * r.ratings.check * (MADE_PLOT + 10 * ASK) / READ
-    judging = 2 * (2 * length + 5 * ASK + 60) / READ
+    judging = 2 * (2 * length + 5 * ASK + 60) / JUDGE
     table = {
-        "model": ("weights and GGUF of the base", 25),
+        "model": ("weights and GGUF of the base", 30),
         "premises": (f"{r.premises.train} to train, {r.premises.test} to test, {made} plots to learn from", 1),
         "candidates": (f"{drafts} drafts of at most {r.candidates.max_tokens} tokens", drafts * length / WRITE),
         "ratings": (
@@ -55,9 +55,9 @@ def estimate(recipe: Recipe) -> list[Estimate]:
         ),
         "pairs": (f"at most {pairs} pairs", 5 + drafts * length / FEATURES) if not r.pairs.file else (r.pairs.file, 1),
         "dpo": (f"{r.dpo.epochs:g} epochs of at most {pairs} pairs", 10 + dpo_tokens / DPO_STEP),
-        "export": (f"GGUF {r.export.quantisation} and adapter, with proof", 40),
+        "export": (f"GGUF {r.export.quantisation} and adapter, with proof", 20),
         "evaluate": (f"{2 * duels} plots, {duels * 10} comparisons", duels * (2 * length / WRITE + judging + 0.2) + 10),
-        "report": ("report.html", 5),
+        "report": ("report.html", 2),
     }
     scale = _scale(recipe)
     fixed = {"premises", "report"}

@@ -5,10 +5,10 @@ import math
 import pytest
 
 from toolkit.errors import ProofError, UserError
-from toolkit.models.load import Lora
 from toolkit.models.resolve import resolve
 from toolkit.models.training import read_metrics
-from toolkit.preference.dpo import DpoTraining, train_dpo
+from toolkit.preference.dpo import train_dpo
+from toolkit.recipe import DpoSettings, LoraSettings, ModelSettings
 from toolkit.records import PreferencePair
 
 PAIRS = [
@@ -17,12 +17,17 @@ PAIRS = [
 ]
 
 
-def settings(**more) -> DpoTraining:
-    return DpoTraining(**{"batch": 2, "accumulate": 1, "epochs": 12, "lr": 1e-2, "dtype": "float32", **more})
+WEIGHTS = ModelSettings(dtype="float32")
+
+
+def settings(r=8, alpha=16, **more) -> DpoSettings:
+    return DpoSettings(
+        **{"lora": LoraSettings(r, alpha), "batch": 2, "accumulate": 1, "epochs": 12, "lr": 1e-2, **more}
+    )
 
 
 def test_it_starts_at_log_two_and_learns_the_pairs(tiny, tmp_path):
-    train_dpo(resolve(str(tiny)), PAIRS, Lora(r=8), settings(), tmp_path)
+    train_dpo(resolve(str(tiny)), PAIRS, settings(), WEIGHTS, tmp_path)
     rows = read_metrics(tmp_path)
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert rows[-1]["loss"] < 0.5
@@ -37,8 +42,8 @@ def test_the_logged_margin_is_beta_times_the_difference_of_log_ratios(tiny, tmp_
     from toolkit.models.load import load_model, load_tokenizer
 
     model = resolve(str(tiny))
-    train_dpo(model, PAIRS, Lora(r=8), settings(epochs=1, lr=1e-3), tmp_path / "one")
-    train_dpo(model, PAIRS, Lora(r=8), settings(epochs=2, lr=1e-3), tmp_path / "two")
+    train_dpo(model, PAIRS, settings(epochs=1, lr=1e-3), WEIGHTS, tmp_path / "one")
+    train_dpo(model, PAIRS, settings(epochs=2, lr=1e-3), WEIGHTS, tmp_path / "two")
     network, tokenizer = load_model(model, dtype="float32"), load_tokenizer(model)
     network = PeftModel.from_pretrained(network, str(tmp_path / "one" / "adapter"))
 
@@ -63,13 +68,13 @@ def test_the_logged_margin_is_beta_times_the_difference_of_log_ratios(tiny, tmp_
 
 def test_pairs_that_are_too_long_are_left_out_and_counted(tiny, tmp_path):
     long = PreferencePair("Write.", "word " * 400, "Um.")
-    facts = train_dpo(resolve(str(tiny)), [*PAIRS, long], Lora(r=4), settings(epochs=1, max_tokens=120), tmp_path)
+    facts = train_dpo(resolve(str(tiny)), [*PAIRS, long], settings(4, epochs=1, max_tokens=120), WEIGHTS, tmp_path)
     assert (facts["pairs"], facts["too_long"]) == (2, 1)
 
 
 def test_when_no_pair_is_short_enough_it_says_how_long_they_are(tiny, tmp_path):
     with pytest.raises(UserError, match=r"none of the 2 pairs.*dpo\.max_tokens = 32"):
-        train_dpo(resolve(str(tiny)), PAIRS, Lora(r=4), settings(max_tokens=32), tmp_path)
+        train_dpo(resolve(str(tiny)), PAIRS, settings(4, max_tokens=32), WEIGHTS, tmp_path)
 
 
 def test_a_reference_that_is_not_the_base_is_noticed(tiny, tmp_path, monkeypatch):
@@ -79,4 +84,11 @@ def test_a_reference_that_is_not_the_base_is_noticed(tiny, tmp_path, monkeypatch
     # LoRA whose B is not zero at birth: the policy is then not the reference at step 0
     monkeypatch.setattr(peft, "LoraConfig", lambda **k: real(**{**k, "init_lora_weights": False}))
     with pytest.raises(ProofError, match="not 0"):
-        train_dpo(resolve(str(tiny)), PAIRS, Lora(r=8, alpha=800), settings(), tmp_path)
+        train_dpo(resolve(str(tiny)), PAIRS, settings(alpha=800), WEIGHTS, tmp_path)
+
+
+def test_in_four_bits_it_learns_the_pairs_too(tiny, tmp_path):
+    train_dpo(resolve(str(tiny)), PAIRS, settings(), ModelSettings(dtype="float32", four_bit=True), tmp_path)
+    rows = read_metrics(tmp_path)
+    assert rows[0]["rewards/margins"] == 0
+    assert rows[-1]["loss"] < 0.5

@@ -7,8 +7,9 @@ import pytest
 from toolkit.errors import ProofError, UserError
 from toolkit.export.gguf import adapter_to_gguf, convert, merge_adapter, quantise
 from toolkit.export.proof import prove_export
-from toolkit.models.load import Lora, load_model, lora_config
+from toolkit.models.load import load_model, lora_config
 from toolkit.models.resolve import Model
+from toolkit.recipe import LoraSettings
 
 
 def adapter(tiny, out, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), b=0.2):
@@ -18,7 +19,7 @@ def adapter(tiny, out, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_pr
 
     torch.manual_seed(1)
     model = load_model(Model(str(tiny), tiny), dtype="float32")
-    model = get_peft_model(model, lora_config(model, Lora(r=4, targets=targets)))
+    model = get_peft_model(model, lora_config(model, LoraSettings(r=4, targets=targets)))
     for name, p in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=b)

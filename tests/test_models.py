@@ -3,15 +3,16 @@
 import pytest
 
 from toolkit.errors import UserError
-from toolkit.models.load import Lora, fingerprint, load_model, load_tokenizer, lora_config
+from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config
 from toolkit.models.resolve import Model, resolve
+from toolkit.recipe import LoraSettings
 
 
 def test_lora_on_the_last_layers_touches_no_other(tiny):
     from peft import get_peft_model
 
     model = load_model(resolve(str(tiny)), dtype="float32")
-    model = get_peft_model(model, lora_config(model, Lora(r=4, last_layers=1)))
+    model = get_peft_model(model, lora_config(model, LoraSettings(r=4, last_layers=1)))
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     assert len(trained) == 14
     assert all(".layers.3." in n for n in trained)
@@ -20,7 +21,7 @@ def test_lora_on_the_last_layers_touches_no_other(tiny):
 def test_a_lora_target_that_matches_nothing_is_refused_with_what_there_is(tiny):
     model = load_model(resolve(str(tiny)), dtype="float32")
     with pytest.raises(UserError, match="qkv_proj") as caught:
-        lora_config(model, Lora(targets=("qkv_proj",)))
+        lora_config(model, LoraSettings(targets=("qkv_proj",)))
     assert "q_proj" in caught.value.hint
 
 
@@ -32,7 +33,7 @@ def test_four_bits_train_on_cpu_and_only_the_adapter_moves(tiny):
     model = load_model(resolve(str(tiny)), dtype="float32", four_bit=True)
     assert isinstance(model.model.layers[0].mlp.up_proj, Linear4bit)
     prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    model = get_peft_model(model, lora_config(model, Lora(r=4)))
+    model = get_peft_model(model, lora_config(model, LoraSettings(r=4)))
     ids = torch.arange(20)[None] + 100
     model(input_ids=ids, labels=ids).loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

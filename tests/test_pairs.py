@@ -4,8 +4,8 @@ import pytest
 
 from toolkit.narrative.dimensions import KEYS
 from toolkit.narrative.writing import write_prompt
-from toolkit.preference.pairs import REASONS, confident_pairs, overlap
-from toolkit.records import AspectRatings, Plot
+from toolkit.preference.pairs import confident_pairs, overlap
+from toolkit.records import REASONS, AspectRatings, Plot
 
 GOOD = "Ann dug the dry well by night until the root she struck began to bleed."
 BAD = "One day a well was found by some people and then it was all over again."

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from toolkit.errors import UserError
-from toolkit.models.load import Lora, fingerprint
+from toolkit.models.load import fingerprint
 from toolkit.models.resolve import resolve
+from toolkit.recipe import LoraSettings, RewardSettings
 from toolkit.reward.data import Group
 from toolkit.reward.model import RewardConfig, load_reward_model, new_reward_model
-from toolkit.reward.train import RewardTraining, train_reward
+from toolkit.reward.train import train_reward
 
 GOOD = ["The well was dry, so Ama dug.", "She struck a root, and it bled.", "Water came when she begged its pardon."]
 
@@ -21,7 +22,7 @@ def fresh(tiny, **config):
     torch.manual_seed(3)
     config = {"depth": 0.5, "dtype": "float32", **config}
     return new_reward_model(
-        RewardConfig(str(tiny), fingerprint(resolve(str(tiny))), **config), Lora(r=4, last_layers=1)
+        RewardConfig(str(tiny), fingerprint(resolve(str(tiny))), **config), LoraSettings(r=4, last_layers=1)
     )
 
 
@@ -35,8 +36,8 @@ def groups() -> list[Group]:
     return made
 
 
-def settings(**more) -> RewardTraining:
-    return RewardTraining(**{"epochs": 4, "batch": 1, "lr": 1e-2, "ridge": 1.0, "save_every": 3, **more})
+def settings(**more) -> RewardSettings:
+    return RewardSettings(**{"epochs": 4, "batch": 1, "lr": 1e-2, "ridge": 1.0, "save_every": 3, **more})
 
 
 def test_only_the_asked_share_of_the_layers_is_kept(tiny):

@@ -102,7 +102,7 @@ def test_the_exported_model_is_proved_and_differs_from_the_base(whole):
 
 
 def test_every_rejected_pair_keeps_its_reason(whole):
-    from toolkit.preference.pairs import REASONS
+    from toolkit.records import REASONS
 
     rows = [json.loads(line) for line in (whole / "pairs" / "rejected.jsonl").read_text().splitlines()]
     assert rows

@@ -136,7 +136,7 @@ def _run(args) -> None:
     recipe = load_recipe(args.recipe, overrides)
     out = args.out or Path("runs") / recipe.name
     if args.dry_run:
-        from toolkit.fit import show_plan
+        from toolkit.runner import show_plan
 
         print(show_plan(recipe, out))
         return

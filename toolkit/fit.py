@@ -8,33 +8,30 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.models.resolve import EMBEDDED, resolve
-from toolkit.narrative.damage import HARM
 from toolkit.recipe import Recipe
-from toolkit.runner import plan, stage_keys, stands
 
 # tokens a second on 2 cores (AMD EPYC with AVX512-BF16, 2026-11-21); measured by whole quickstart runs
 READ, JUDGE, WRITE, FEATURES, REWARD_STEP, DPO_STEP = 900.0, 430.0, 160.0, 1900.0, 435.0, 120.0
 MADE_PLOT, ASK, DRAFT_PROMPT = 165, 55, 90  # tokens: a well-made plot, one question to the rater, prompt of a draft
+KINDS = 6  # of damage (narrative.damage.HARM)
 EMBEDDED_MILLIONS = 135.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One stage: what it handles, and seconds (None where the model's size is unknown)."""
+    """What a stage handles, and seconds (None where the model's size is unknown)."""
 
-    stage: str
     size: str
     seconds: float | None
 
 
-def estimate(recipe: Recipe) -> list[Estimate]:
-    """Sizes and expected seconds of every stage of `recipe`, in order."""
+def estimate(recipe: Recipe) -> dict[str, Estimate]:
+    """Stage name → size and expected seconds, for every stage a recipe may have."""
     r, made = recipe, 72 if recipe.premises.plots == "shipped" else 50
     drafts = r.premises.train * r.candidates.per_premise
     pairs = min(r.pairs.max_pairs or drafts, r.premises.train * r.pairs.per_premise)
     length = r.candidates.max_tokens * 0.85
-    seen = made * (1 + len(HARM) * len(r.reward.strengths)) * MADE_PLOT
+    seen = made * (1 + KINDS * len(r.reward.strengths)) * MADE_PLOT
     trained = 0.8 * seen + drafts * 1.25 * length
     duels = r.premises.test * r.evaluate.per_premise
     dpo_tokens = pairs * 2 * (length + DRAFT_PROMPT) * r.dpo.epochs
@@ -59,25 +56,21 @@ def estimate(recipe: Recipe) -> list[Estimate]:
         "evaluate": (f"{2 * duels} plots, {duels * 10} comparisons", duels * (2 * length / WRITE + judging + 0.2) + 10),
         "report": ("report.html", 2),
     }
-    scale = _scale(recipe)
-    fixed = {"premises", "report"}
-    rows = []
-    for stage in plan(recipe):
-        size, seconds = table[stage.name]
-        rows.append(
-            Estimate(stage.name, size, seconds if stage.name in fixed else None if scale is None else seconds * scale)
-        )
-    return rows
+    scale, fixed = _scale(recipe), {"premises", "report"}
+    return {
+        name: Estimate(size, seconds if name in fixed else None if scale is None else seconds * scale)
+        for name, (size, seconds) in table.items()
+    }
 
 
 def _scale(recipe: Recipe) -> float | None:
     """How much slower than the embedded model, by parameters; None when no config.json is at hand."""
-    if recipe.model.id == EMBEDDED:
+    if recipe.model.id == "embedded":
         return 1.0
-    weights = resolve(recipe.model.id, recipe.model.gguf or None).weights
-    if not isinstance(weights, Path):
+    config = Path(recipe.model.id) / "config.json"
+    if not config.is_file():
         return None
-    c = json.loads((weights / "config.json").read_text())
+    c = json.loads(config.read_text())
     try:
         hidden, layers = c["hidden_size"], c["num_hidden_layers"]
         width = c.get("moe_intermediate_size", c["intermediate_size"]) * (c.get("num_experts_per_tok") or 1)
@@ -85,29 +78,3 @@ def _scale(recipe: Recipe) -> float | None:
     except KeyError:
         return None
     return max(0.05, millions / EMBEDDED_MILLIONS)
-
-
-def show_plan(recipe: Recipe, out: Path) -> str:
-    """The plan as text: stages, sizes, expected time, and what stands already in `out`."""
-    keys = stage_keys(recipe)
-    rows, total, unknown = [], 0.0, False
-    for e in estimate(recipe):
-        if stands(out / e.stage, keys[e.stage]):
-            time = "stands"
-        elif e.seconds is None:
-            time, unknown = "?", True
-        else:
-            time, total = _time(e.seconds), total + e.seconds
-        rows.append(f"  {e.stage:<11} {time:>8}   {e.size}")
-    ending = " and what is marked ?: its model's size is not known before it is fetched" if unknown else ""
-    head = f"{recipe.name}: {recipe.about}\n" if recipe.about else f"{recipe.name}\n"
-    needs = f"needs {recipe.memory}\n" if recipe.memory else ""
-    return (
-        f"{head}{needs}in {out}:\n"
-        + "\n".join(rows)
-        + f"\nabout {_time(total)} on 2 cores{ending}. Nothing was executed."
-    )
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"

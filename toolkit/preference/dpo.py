@@ -1,39 +1,27 @@
 """Direct Preference Optimisation with LoRA on TRL's trainer; the reference is the same model with its adapter off."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import ProofError, UserError
-from toolkit.models.load import Lora, load_model, load_tokenizer, lora_config
+from toolkit.models.load import load_model, load_tokenizer, lora_config
 from toolkit.models.resolve import Model
 from toolkit.models.training import Log, last_checkpoint, trainer_settings
+from toolkit.recipe import DpoSettings, ModelSettings
 from toolkit.records import PreferencePair
 
 STEP0_TOLERANCE = 1e-3  # reward margin (β · nats) before the first update: adapter on and off must be the same model
 
 
-@dataclass(frozen=True)
-class DpoTraining:
-    """How DPO is run; the recipe's `dpo` section says what each means."""
-
-    beta: float = 0.1
-    lr: float = 2e-4
-    epochs: float = 2.0
-    batch: int = 2
-    accumulate: int = 2
-    max_tokens: int = 384
-    gradient_checkpointing: bool = True
-    save_every: int = 5
-    seed: int = 1
-    dtype: str = "auto"
-    four_bit: bool = False
-
-
-def train_dpo(base: Model, pairs: list[PreferencePair], lora: Lora, settings: DpoTraining, out: Path) -> dict:
+def train_dpo(
+    base: Model, pairs: list[PreferencePair], settings: DpoSettings, weights: ModelSettings, out: Path, seed: int = 1
+) -> dict:
     """Align `base` on `pairs`; the adapter lands in out/adapter. Goes on from the last checkpoint in `out`.
 
     L = −log σ(β · [log π(c)/π_ref(c) − log π(r)/π_ref(r)])  (Rafailov et al. 2023), c chosen, r rejected, sums over
     answer tokens.
+
+    Args:
+        settings, weights: the recipe's `dpo` and `model` sections.
 
     Returns:
         Facts: pairs used and left out, steps, first and last loss, margin and accuracy.
@@ -61,9 +49,9 @@ def train_dpo(base: Model, pairs: list[PreferencePair], lora: Lora, settings: Dp
             f"none of the {len(pairs)} pairs is within dpo.max_tokens = {settings.max_tokens} (shortest: {min(lengths, default=0)})",
             "raise dpo.max_tokens, or give pairs (pairs.margin decides how many there are)",
         )
-    model = load_model(base, dtype=settings.dtype, four_bit=settings.four_bit)
+    model = load_model(base, dtype=weights.dtype, four_bit=weights.four_bit)
     model.config.use_cache = False
-    if settings.four_bit:
+    if weights.four_bit:
         from peft import prepare_model_for_kbit_training
 
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -81,7 +69,7 @@ def train_dpo(base: Model, pairs: list[PreferencePair], lora: Lora, settings: Dp
 
     args = trainer_settings(
         out,
-        seed=settings.seed,
+        seed=seed,
         save_every=settings.save_every,
         per_device_train_batch_size=settings.batch,
         gradient_accumulation_steps=settings.accumulate,
@@ -95,7 +83,7 @@ def train_dpo(base: Model, pairs: list[PreferencePair], lora: Lora, settings: Dp
         args=DPOConfig(**args, beta=settings.beta, max_length=None),
         train_dataset=Dataset.from_list(kept),
         processing_class=tokenizer,
-        peft_config=lora_config(model, lora),
+        peft_config=lora_config(model, settings.lora),
         callbacks=[Step0(), Log(out, "dpo")],
     )
     trainer.remove_callback(PrinterCallback)

@@ -22,16 +22,6 @@ class Rejected:
 
 NEEDED = {"both": 2, "either": 1, "ignore": 0}
 
-REASONS = {
-    "margin": "the mean reward differs too little",
-    "dimensions": "too few dimensions favour the better one",
-    "prompts": "too few of the two assessments (positive, negative) prefer the better one",
-    "length": "one is too much longer than the other",
-    "duplicate": "the two say nearly the same",
-    "surplus": "enough surer pairs for this premise",
-    "budget": "enough surer pairs in all",
-}
-
 
 def confident_pairs(
     plots: list[Plot],

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from toolkit.errors import UserError
-from toolkit.models.load import Lora, fingerprint, load_model, load_tokenizer, lora_config
+from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config
 from toolkit.models.resolve import resolve
 from toolkit.narrative.dimensions import DIMENSIONS, KEYS, SCALE
 from toolkit.progress import bar
+from toolkit.recipe import LoraSettings
 
 MIDDLE, HALF = sum(SCALE) / 2, (SCALE[1] - SCALE[0]) / 2  # ratings are learnt as (rating − MIDDLE) / HALF
 
@@ -216,7 +217,7 @@ def pad(rows: list[list[int]], pad_id: int, device="cpu") -> dict[str, torch.Ten
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def new_reward_model(config: RewardConfig, lora: Lora, gguf: str | None = None) -> RewardModel:
+def new_reward_model(config: RewardConfig, lora: LoraSettings, gguf: str | None = None) -> RewardModel:
     """An untrained reward model: backbone, fresh LoRA (an identity at birth), head of zeros."""
     from peft import get_peft_model, prepare_model_for_kbit_training
 

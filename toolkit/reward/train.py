@@ -1,6 +1,5 @@
 """Train the reward model, and measure it on premises it has not seen."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,24 +7,10 @@ import torch
 
 from toolkit.models.training import Log, last_checkpoint, trainer_settings
 from toolkit.narrative.dimensions import KEYS
+from toolkit.recipe import RewardSettings
 from toolkit.reward.data import Group
 from toolkit.reward.model import HALF, MIDDLE, RewardModel, pad
 from toolkit.stats import bootstrap, cluster_bootstrap, spearman
-
-
-@dataclass(frozen=True)
-class RewardTraining:
-    """How the reward model is trained; the recipe's `reward` section says what each means."""
-
-    epochs: float = 1.0
-    lr: float = 2e-4
-    batch: int = 2
-    ridge: float = 1000.0
-    rank_weight: float = 1.0
-    rank_gap: float = 0.5
-    gradient_checkpointing: bool = True
-    save_every: int = 10
-    seed: int = 1
 
 
 def drop_long(groups: list[Group], model: RewardModel, max_tokens: int) -> int:
@@ -41,7 +26,7 @@ def drop_long(groups: list[Group], model: RewardModel, max_tokens: int) -> int:
     return dropped
 
 
-def train_reward(model: RewardModel, groups: list[Group], settings: RewardTraining, out: Path) -> None:
+def train_reward(model: RewardModel, groups: list[Group], settings: RewardSettings, out: Path, seed: int = 1) -> None:
     """Linear probe, then LoRA and head together. Writes checkpoints and metrics into `out`, from which it goes on.
 
     Args:
@@ -83,7 +68,7 @@ def train_reward(model: RewardModel, groups: list[Group], settings: RewardTraini
 
     args = trainer_settings(
         out,
-        seed=settings.seed,
+        seed=seed,
         save_every=settings.save_every,
         per_device_train_batch_size=settings.batch,
         num_train_epochs=settings.epochs,

@@ -164,12 +164,12 @@ def run_recipe(recipe: Recipe, out: Path) -> Path:
     """
     out = Path(out)
     require_writable(out)
-    require_disk(out, 200, "a run")
+    require_disk(out, 500, "a run")
     with _only_one(out):
         stages, keys = plan(recipe), stage_keys(recipe)
         names = tuple(s.name for s in stages)
         (out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=1, ensure_ascii=False))
-        started = time.monotonic()
+        estimates, started = estimate(recipe), time.monotonic()
         for number, stage in enumerate(stages, 1):
             title = f"[{number}/{len(stages)}] {stage.name:<11}"
             if stands(out / stage.name, keys[stage.name]):
@@ -179,7 +179,7 @@ def run_recipe(recipe: Recipe, out: Path) -> Path:
                 _link_tree(other, out / stage.name)
                 say(f"{title} taken from {other.parent}")
                 continue
-            expected = estimate(recipe)[stage.name].seconds
+            expected = getattr(estimates.get(stage.name), "seconds", None)
             say(f"{title} {stage.does}" + (f", about {_clock(expected)}" if expected and expected > 5 else ""))
             seconds = _do(stage, recipe, keys[stage.name], out, names)
             say(f"{'':17}{seconds:.0f} s")

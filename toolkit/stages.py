@@ -78,11 +78,8 @@ def premises(recipe: Recipe, work) -> dict:
         rows = [p for p in rows if p.language in settings.languages]
     if settings.plots == SHIPPED:
         plots = [p for p in plots if guess_language(p.text) in settings.languages]
-    from toolkit.narrative.writing import check_premise
-
-    for p in rows:
-        check_premise(p.text)
-    facts = {"format": found.format, "bad_lines": len(found.bad) + len(made.bad), "plots": len(plots)}
+    rows, odd = _usable(rows, settings)
+    facts = {"format": found.format, "bad_lines": len(found.bad) + len(made.bad) + odd, "plots": len(plots)}
     for split, wanted in (("train", settings.train), ("test", settings.test)):
         side = sorted((p for p in rows if p.split == split), key=lambda p: p.id)
         random.Random(f"{recipe.seed}:{split}").shuffle(side)
@@ -97,6 +94,22 @@ def premises(recipe: Recipe, work) -> dict:
         facts[split] = min(wanted, len(side))
     write_jsonl(work.out / "plots.jsonl", plots)
     return facts
+
+
+def _usable(rows: list[Premise], settings) -> tuple[list[Premise], int]:
+    """Premises that can be put to a writer, each text once (else one could stand on both sides); how many were too long."""
+    from toolkit.narrative.writing import check_premise
+
+    kept, odd = {}, 0
+    for p in rows:
+        try:
+            kept.setdefault(check_premise(p.text).lower(), p)
+        except UserError as error:
+            if not settings.skip_bad_lines:
+                raise UserError(f"{settings.file}, premise {p.id}: {error}", error.hint) from None
+            say(f"  left out premise {p.id}: {error}")
+            odd += 1
+    return list(kept.values()), odd
 
 
 def _samplings(recipe: Recipe):
@@ -269,7 +282,7 @@ def export(recipe: Recipe, work) -> dict:
     from toolkit.hardware import require_disk
 
     base, adapter, kind = _base(work), work.of("dpo") / "adapter", recipe.export.quantisation
-    require_disk(work.out, base.gguf.stat().st_size / 2**20 * 12, "the export")
+    require_disk(work.out, base.gguf.stat().st_size / 2**20 * 6, "the export")
     merged, f16, final = work.out / "merged", work.out / "f16.gguf", work.out / f"{recipe.name}-{kind}.gguf"
     steps = bar(total=5, desc="export", unit="step")
     merge_adapter(base, adapter, merged)

@@ -22,4 +22,7 @@ def __getattr__(name: str):
     """Load a verb when it is first asked for: `import toolkit` costs nothing."""
     if name not in _HOME:
         raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
+    from toolkit.hardware import prepare_environment
+
+    prepare_environment()  # before torch or llama.cpp can be loaded
     return getattr(import_module(_HOME[name]), name)

@@ -3,15 +3,11 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from toolkit.hardware import prepare_environment
-
-prepare_environment()  # before torch or llama.cpp can be loaded below
-
-from toolkit.engines.base import Sampling  # noqa: E402
-from toolkit.engines.load import load_engine  # noqa: E402
-from toolkit.narrative.dimensions import KEYS  # noqa: E402
-from toolkit.narrative.writing import check_premise, write_prompt  # noqa: E402
-from toolkit.records import AspectRatings, Plot, text_id  # noqa: E402
+from toolkit.engines.base import Sampling
+from toolkit.engines.load import load_engine
+from toolkit.narrative.dimensions import KEYS
+from toolkit.narrative.writing import check_premise, write_prompt
+from toolkit.records import AspectRatings, Plot, text_id
 
 
 def write_stream(

@@ -49,8 +49,7 @@ def write_stream(
             for i, piece in engine.stream([write_prompt(premise)], part, replace(sampling, seed=seed + start)):
                 yield start + i, piece
     finally:
-        if hasattr(engine, "close"):
-            engine.close()
+        engine.close()
 
 
 def write(premise: str, n: int = 1, **settings) -> list[str]:
@@ -95,8 +94,7 @@ def judge(texts: Iterable[str | Plot], judge: str | Path = "embedded") -> Iterat
         for plot in plots:
             yield judge_plot(engine, plot)
     finally:
-        if hasattr(engine, "close"):
-            engine.close()
+        engine.close()
 
 
 def run(recipe: str | Path, out: str | Path | None = None, **overrides) -> Path:

@@ -172,8 +172,7 @@ def ratings(recipe: Recipe, work) -> dict:
     made = read_jsonl(work.of("premises") / "plots.jsonl", Plot)
     facts = {"rated": len(plots), "rater": engine.name, "merge": "balanced"}
     facts |= check_rater(engine, made, recipe.ratings.check, recipe.seed, check_path)
-    if hasattr(engine, "close"):
-        engine.close()
+    engine.close()
     return facts
 
 

@@ -85,6 +85,10 @@ class Engine(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Free what the engine holds; it is not used again."""
+        ...
+
 
 def tidy_reason(text: str) -> str:
     """What follows a verdict, without the punctuation between the two."""

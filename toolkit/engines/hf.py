@@ -14,6 +14,9 @@ class TransformersEngine:
         if not tokenizer.chat_template:
             raise UserError(f"{name} has no chat template", "use an instruct model")
 
+    def close(self) -> None:
+        self.model = None
+
     def _tokens(self, messages: Messages) -> list[int]:
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

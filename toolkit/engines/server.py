@@ -23,6 +23,9 @@ class ServerEngine:
         self.url, self.model, self.tries, self.timeout, self.at_once = url.rstrip("/"), model, tries, timeout, at_once
         self.name = f"server:{self.url}"
 
+    def close(self) -> None:
+        """Nothing is held: every call is its own connection."""
+
     def _call(self, messages: Messages, **more) -> dict:
         body = json.dumps({"model": self.model, "messages": messages, **more}).encode()
         request = urllib.request.Request(

@@ -62,7 +62,7 @@ def radar(series: dict[str, dict[str, float]], title: str) -> str:
     axes.set_theta_direction(-1)
     axes.set_xticks(angles, [d.name.replace(" ", "\n", 1) for d in DIMENSIONS])
     axes.set_ylim(low, high)
-    axes.tick_params(pad=10)
+    axes.tick_params(pad=16)
     axes.grid(color=QUIET, linewidth=0.6)
     axes.spines["polar"].set_color(QUIET)
     axes.legend(loc="upper left", bbox_to_anchor=(-0.32, 1.14), frameon=False)

@@ -77,8 +77,7 @@ def duel_stage(
     progress.close()
     verdicts = [Verdict(**v) for v in read_jsonl(verdict_path)]
     judge_name = judge.name
-    if hasattr(judge, "close"):
-        judge.close()
+    judge.close()
     scores = None
     if score is not None:
         written = [p for p in plots if p.text]

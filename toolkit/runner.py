@@ -164,7 +164,7 @@ def run_recipe(recipe: Recipe, out: Path) -> Path:
     """
     out = Path(out)
     require_writable(out)
-    require_disk(out, 500, "a run")
+    require_disk(out, 2000, "a run")
     with _only_one(out):
         stages, keys = plan(recipe), stage_keys(recipe)
         names = tuple(s.name for s in stages)

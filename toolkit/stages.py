@@ -179,6 +179,7 @@ def ratings(recipe: Recipe, work) -> dict:
 def reward(recipe: Recipe, work) -> dict:
     """The reward model: PEFT adapter, head.safetensors, reward.json, metrics; facts hold quality beside baselines."""
     from toolkit.models.load import fingerprint
+    from toolkit.models.resolve import EMBEDDED
     from toolkit.reward.data import anchored_groups, label_shares, rated_groups, split_groups
     from toolkit.reward.model import RewardConfig, new_reward_model
     from toolkit.reward.train import baselines, drop_long, measure, train_reward
@@ -192,14 +193,18 @@ def reward(recipe: Recipe, work) -> dict:
     if settings.rated_weight > 0:
         train += rated_groups(drafts, rated, settings.rated_weight, max(settings.strengths), recipe.seed)
     config = RewardConfig(
-        base.id, fingerprint(base), settings.depth, dtype=recipe.model.dtype, four_bit=recipe.model.four_bit
+        str(base.weights) if base.id != EMBEDDED else EMBEDDED,
+        fingerprint(base),
+        settings.depth,
+        dtype=recipe.model.dtype,
+        four_bit=recipe.model.four_bit,
     )
     import torch
 
     torch.manual_seed(recipe.seed)
     rm = new_reward_model(config, settings.lora)
     too_long = drop_long(train, rm, settings.max_tokens) + drop_long(held_out, rm, 1 << 20)
-    if not train:
+    if not any(g.absolute for g in train):
         raise UserError(
             "there is nothing to train the reward model on", "give well-made plots, or raise reward.max_tokens"
         )

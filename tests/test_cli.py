@@ -62,7 +62,9 @@ def test_what_the_user_can_mend_is_one_error_line_and_one_hint(capsys, argv, say
     assert hint[0].startswith("hint: ")
 
 
-@pytest.mark.parametrize("argv", [["-n", "0"], ["--temperature", "-1"], ["--max-tokens", "0"]])
+@pytest.mark.parametrize(
+    "argv", [["-n", "0"], ["--temperature", "-1"], ["--temperature", "nan"], ["--max-tokens", "0"]]
+)
 def test_a_number_out_of_range_is_one_error_line(capsys, argv):
     error, _ = complaint(capsys, "write", "A lamp.", *argv)
     assert error.startswith("error: ")

@@ -64,3 +64,26 @@ def test_judge_rates_every_text_on_five_dimensions(tmp_path):
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [sorted(row["scores"]) for row in rows] == [sorted(KEYS)] * 2
     assert all(1 <= v <= 10 for row in rows for v in row["scores"].values())
+
+
+def test_a_terminal_that_speaks_no_utf8_gets_utf8_and_no_traceback():
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "toolkit", "write", "🦊", "-n", "2", "--max-tokens", "8", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "──" in done.stdout.decode("utf-8")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_behind_standard_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "toolkit", "write", PREMISE, "--max-tokens", "8"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert "Traceback" not in done.stderr
+    assert "No space left" in done.stderr
+
+
+def test_without_a_seed_the_one_drawn_is_told():
+    row = json.loads(fablesmith("write", PREMISE, "--max-tokens", "8", "--json").stdout)
+    again = json.loads(fablesmith("write", PREMISE, "--max-tokens", "8", "--json", "--seed", str(row["seed"])).stdout)
+    assert again["text"] == row["text"]

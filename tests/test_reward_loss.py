@@ -194,7 +194,7 @@ def plot(i, premise=None):
 
 def test_a_well_made_plot_is_grouped_with_each_kind_of_its_damage():
     first = anchored_groups([plot(0), plot(1)], [0.7], seed=1)[0]
-    assert first.origins == ["people", *(f"damage:{kind}" for kind in HARM)]
+    assert first.origins == ["whole plots", *(f"damage:{kind}" for kind in HARM)]
     assert first.targets[0] == [WHOLE] * 5
     assert first.targets[1] == pytest.approx(harmed([WHOLE] * 5, "shuffle", 0.7, DROP), nan_ok=True)
     assert set(first.weights) == {1.0}

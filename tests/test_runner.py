@@ -377,3 +377,11 @@ def test_run_stays_a_function_of_the_package_after_it_was_used():
     import toolkit
 
     assert callable(toolkit.run)
+
+
+def test_a_dry_run_names_the_run_beside_that_has_a_stage_already(stages, tmp_path, monkeypatch):
+    run(stages, tmp_path / "runs" / "a")
+    monkeypatch.setattr(R, "estimate", lambda _: {name: SimpleNamespace(size="", seconds=60.0) for name in ALL})
+    shown = R.show_plan(recipe(beta=0.2), tmp_path / "runs" / "b")
+    times = {line.split()[0]: " ".join(line.split()[1:]) for line in shown.splitlines() if line.startswith("  ")}
+    assert (times["one"], times["two"]) == ("in a", "1 min 0 s")

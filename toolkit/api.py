@@ -26,7 +26,7 @@ def write_stream(
     Args:
         model: embedded, a .gguf file, a run folder (its exported model), an http address, a folder or hub id.
         adapter: a GGUF adapter, put on a GGUF model.
-        seed: same seed, same machine, same text; None draws one.
+        seed: same seed, same n, same machine: same texts; None draws one.
 
     Raises:
         UserError: empty or over-long premise, n below 1, or no such model.

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-n", type=int, default=1, help="how many plots (default: 1)")
     p.add_argument("--model", default="embedded", help=MODEL_HELP)
     p.add_argument("--adapter", type=Path, help="a GGUF adapter for the model")
-    p.add_argument("--seed", type=int, help="same seed, same plots")
+    p.add_argument("--seed", type=int, help="the same seed and the same -n give the same plots")
     p.add_argument("--temperature", type=float, default=0.8, help="0 is the likeliest text (default: 0.8)")
     p.add_argument("--max-tokens", type=int, default=220, help="longest plot (default: 220)")
     p.add_argument("--json", action="store_true", help="one JSON line a plot")
@@ -82,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (our failure), 2 (something the user can mend), 130 (interrupted)."""
+    for stream in (sys.stdout, sys.stderr):  # redirected on Windows they speak a code page that lacks most characters
+        if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
+            stream.reconfigure(encoding="utf-8", errors="replace")
     top = parser()
     args = top.parse_args(argv)
     if args.version:
@@ -110,11 +114,19 @@ def main(argv: list[str] | None = None) -> int:
         _complain(str(error), "this is a failure of ours or of a library, not of yours; --debug shows where")
         return 1
     except KeyboardInterrupt:
-        _complain("interrupted", "what was made is kept; the same command goes on from there")
+        _complain(
+            "interrupted", "what was made is kept; the same command goes on from there" if args.verb == "run" else ""
+        )
         return 130
     except BrokenPipeError:  # `fablesmith write … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if args.debug:
+            raise
+        name = f"{error.filename}: " if error.filename else ""
+        _complain(f"{name}{error.strerror or error}", "--debug shows where")
+        return 2
     except MemoryError:
         if args.debug:
             raise
@@ -157,10 +169,13 @@ def _write(args) -> None:
     from toolkit.api import write_stream
 
     premise = sys.stdin.read() if args.premise == "-" else args.premise
-    settings = {"model": args.model, "adapter": args.adapter, "seed": args.seed}
+    seed = random.randrange(2**31) if args.seed is None else args.seed
+    settings = {"model": args.model, "adapter": args.adapter, "seed": seed}
     settings |= {"temperature": args.temperature, "max_tokens": args.max_tokens}
-    if args.temperature < 0 or args.max_tokens < 1:
-        raise UserError("--temperature must be at least 0 and --max-tokens at least 1")
+    if not 0 <= args.temperature <= 5:
+        raise UserError(f"--temperature {args.temperature} is out of range: at least 0, at most 5")
+    if args.max_tokens < 1:
+        raise UserError(f"--max-tokens {args.max_tokens} is out of range: at least 1")
     stream = write_stream(premise, args.n, **settings)
     texts, shown = [""] * args.n, 0
     for i, piece in stream:
@@ -174,9 +189,7 @@ def _write(args) -> None:
     if args.json:
         for i, text in enumerate(texts):
             print(
-                json.dumps(
-                    {"premise": premise.strip(), "text": text.strip(), "n": i, "seed": args.seed}, ensure_ascii=False
-                )
+                json.dumps({"premise": premise.strip(), "text": text.strip(), "n": i, "seed": seed}, ensure_ascii=False)
             )
         return
     print()

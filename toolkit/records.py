@@ -30,13 +30,13 @@ class Premise:
 
 @dataclass(frozen=True)
 class Plot:
-    """A whole story outline. `origin` says who wrote it: people, a model (and how), or damage done to another."""
+    """A whole story outline. `origin` says where it comes from: given, a model (and how), or damage done to another."""
 
     id: str
     text: str
     premise_id: str = ""
     premise: str = ""
-    origin: str = "people"
+    origin: str = "given"
     sampling: dict = field(default_factory=dict)
     sentences: tuple[str, ...] = ()  # the text, cut; empty when nobody has cut it
     turn: tuple[int, ...] = ()  # which sentences carry the emotional turn; empty when unknown

@@ -141,6 +141,8 @@ def show_plan(recipe: Recipe, out: Path) -> str:
         e = estimates[stage.name]
         if stands(out / stage.name, keys[stage.name]):
             time = "stands"
+        elif other := _find_elsewhere(out, stage.name, keys[stage.name]):
+            time = f"in {other.parent.name}"
         elif e.seconds is None:
             time, unknown = "?", True
         else:

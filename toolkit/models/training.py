@@ -61,7 +61,7 @@ class Log(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "train_runtime" not in logs:
             if self.show in logs:
-                self.bar.set_postfix_str(f", {self.show} {float(logs[self.show]):.3f}", refresh=False)
+                self.bar.set_postfix_str(f"{self.show} {float(logs[self.show]):.3f}", refresh=False)
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": state.global_step, **{k: float(v) for k, v in logs.items()}}) + "\n")
 

@@ -39,7 +39,7 @@ def anchored_groups(plots: list[Plot], strengths: list[float], seed: int, kinds=
     groups = []
     for plot in plots:
         group = Group(plot.id)
-        group.add(plot.text, [WHOLE] * len(KEYS), 1.0, "people")
+        group.add(plot.text, [WHOLE] * len(KEYS), 1.0, "whole plots")
         for kind in kinds:
             for strength in strengths:
                 if (worse := damage(plot, kind, strength, plots, seed)) is not None:

@@ -118,9 +118,9 @@ def layers(people: Path | None) -> None:
 
     from toolkit.models.load import load_model, load_tokenizer
     from toolkit.models.resolve import resolve
-    from toolkit.narrative.dimensions import KEYS
+    from toolkit.narrative.dimensions import HALF, KEYS, MIDDLE
     from toolkit.reward.data import anchored_groups, split_groups
-    from toolkit.reward.model import HALF, MIDDLE, AspectHead, pad
+    from toolkit.reward.model import AspectHead, pad
     from toolkit.reward.train import measure
     from toolkit.stats import spearman
 

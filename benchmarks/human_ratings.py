@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.narrative.dimensions import KEYS
-from toolkit.stats import bootstrap, spearman
+from toolkit.stats import spearman, spearman_interval
 
 
 def interval(mine, people) -> str:
-    both = np.stack([mine, people], axis=1)
-    value, low, high = bootstrap(both, lambda rows: spearman(rows[:, 0], rows[:, 1]))
+    value, low, high = spearman_interval(mine, people)
     return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
@@ -55,12 +54,8 @@ def main() -> None:
     coherence = KEYS.index("coherence")
     for aspect in [*aspects, "overall"]:
         people = overall if aspect == "overall" else np.array([r["mean"][aspect] for r in rows])
-        raters = [[x for a in aspects for x in [r["ratings"][a]]] for r in rows]
-        rater_rows = (
-            [np.mean(x, axis=0).tolist() for x in raters]
-            if aspect == "overall"
-            else [r["ratings"][aspect] for r in rows]
-        )
+        picked = aspects if aspect == "overall" else [aspect]
+        rater_rows = [np.mean([r["ratings"][a] for a in picked], axis=0).tolist() for r in rows]
         for name, mine in (("coherence", scores[:, coherence]), ("mean of five", scores.mean(1))):
             if aspect not in ("coherence", "overall") and name == "coherence":
                 continue

@@ -26,3 +26,4 @@ DIMENSIONS = (
 )
 KEYS = tuple(d.key for d in DIMENSIONS)
 SCALE = (1.0, 10.0)  # every rating in every file, lowest and highest
+MIDDLE, HALF = sum(SCALE) / 2, (SCALE[1] - SCALE[0]) / 2

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from toolkit.narrative.damage import BARE, HARM, damage
-from toolkit.narrative.dimensions import KEYS, SCALE
+from toolkit.narrative.dimensions import KEYS, MIDDLE, SCALE
 from toolkit.records import AspectRatings, Plot, split_of
 
 WHOLE = 9.0  # rating of a well-made plot: room above it for a better one
 DROP = 6.0  # what full damage takes away on the dimension it aims at
-MIDDLE = sum(SCALE) / 2
 
 
 @dataclass

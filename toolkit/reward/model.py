@@ -18,11 +18,9 @@ from torch import nn
 from toolkit.errors import UserError
 from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config
 from toolkit.models.resolve import resolve
-from toolkit.narrative.dimensions import DIMENSIONS, KEYS, SCALE
+from toolkit.narrative.dimensions import DIMENSIONS, HALF, KEYS, MIDDLE
 from toolkit.progress import bar
 from toolkit.recipe import LoraSettings
-
-MIDDLE, HALF = sum(SCALE) / 2, (SCALE[1] - SCALE[0]) / 2  # ratings are learnt as (rating − MIDDLE) / HALF
 
 
 @dataclass(frozen=True)

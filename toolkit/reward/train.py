@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from toolkit.models.training import Log, last_checkpoint, trainer_settings
-from toolkit.narrative.dimensions import KEYS
+from toolkit.narrative.dimensions import HALF, KEYS, MIDDLE
 from toolkit.recipe import RewardSettings
 from toolkit.reward.data import Group
-from toolkit.reward.model import HALF, MIDDLE, RewardModel, pad
+from toolkit.reward.model import RewardModel, pad
 from toolkit.stats import bootstrap, cluster_bootstrap, spearman
 
 

@@ -18,5 +18,9 @@ class UserError(FablesmithError):
         self.hint = hint
 
 
+class EngineDown(UserError):
+    """An engine is gone (its server does not answer): unlike one text that is too long, nothing more can be asked of it."""
+
+
 class ProofError(FablesmithError):
     """A check of our own work failed (export proof, step-0 margin): the result must not be trusted."""

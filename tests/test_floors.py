@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "toolkit"
 TRADES = ("reward", "preference", "feedback", "safety", "evaluate", "export")
 FLOORS = [
-    ("errors", "records", "progress", "stats", "hardware"),
+    ("errors", "records", "progress", "stats", "hardware", "people"),
     ("recipe", "fit"),
     ("engines", "models", "narrative"),
     TRADES,

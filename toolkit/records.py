@@ -230,7 +230,9 @@ def guess_language(text: str) -> str:
     return "zh" if any("\u4e00" <= c <= "\u9fff" for c in text) else "en"
 
 
-_ENGLISH = frozenset("the of to and is it he she for be what his her that with they but had not from by you i my we this were".split())
+_ENGLISH = frozenset(
+    "the of to and is it he she for be what his her that with they but had not from by you i my we this were".split()
+)
 
 
 def written_in(text: str) -> str:

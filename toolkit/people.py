@@ -80,9 +80,9 @@ def read_people(path: Path, needed: int = NEEDED) -> list[RatedText]:
 def one_against_the_rest(rows: list[RatedText], aspect: str) -> float:
     """Mean Spearman of one person with the mean of the others: what any judge is up against. NaN without single ratings."""
     most = max((len(r.people.get(aspect, ())) for r in rows), default=0)
-    table = np.array([r.people[aspect] for r in rows if len(r.people.get(aspect, ())) == most], dtype=float)
-    if most < 2 or len(table) < 3:
+    if most < 2:
         return float("nan")
+    table = np.array([r.people[aspect] for r in rows if len(r.people[aspect]) == most])
     return float(np.nanmean([spearman(table[:, i], np.delete(table, i, axis=1).mean(1)) for i in range(most)]))
 
 

@@ -230,8 +230,8 @@ def guess_language(text: str) -> str:
     return "zh" if any("\u4e00" <= c <= "\u9fff" for c in text) else "en"
 
 
-_ENGLISH = frozenset(
-    "the of to and is it he she for be what his her that with they but had not from by you i my we this were".split()
+_ENGLISH = re.compile(
+    r"the|of|to|and|is|it|he|she|for|be|what|his|her|that|with|they|but|had|not|from|by|you|i|my|we|this|were"
 )
 
 
@@ -252,7 +252,7 @@ def written_in(text: str) -> str:
     if share("A", "\u024f") < 0.7:
         return "other"
     words = re.findall(r"[^\W\d_]+", text.lower())
-    return "en" if len(words) < 8 or sum(w in _ENGLISH for w in words) / len(words) >= 1 / 12 else "other"
+    return "en" if len(words) < 8 or sum(bool(_ENGLISH.fullmatch(w)) for w in words) / len(words) >= 1 / 12 else "other"
 
 
 def join_sentences(sentences: Iterable[str]) -> str:

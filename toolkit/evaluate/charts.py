@@ -138,3 +138,43 @@ def accuracy(quality: dict[str, dict]) -> str:
     axes.set_ylabel("pairs ordered rightly, %")
     axes.legend(frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.18))
     return _svg(figure, "Pair accuracy of the reward model on held-out plots beside its baselines")
+
+
+def passport(p) -> str:
+    """One page: each thing measured of a judge as a point with its 95 % interval between what is bad and what is good.
+
+    Args:
+        p: a passport.Passport.
+    """
+    percent = lambda v: f"{100 * v:.0f} %"  # noqa: E731
+    signed = lambda v: f"{v:+.2f}"  # noqa: E731
+    rows = [("right on pairs of known order, both orders", p.known_pairs, (0, 1), 0.25, percent)]
+    rows.append(("rates the damaged plot lower", p.rated_right, (0, 1), 0.5, percent))
+    if p.flips:
+        rows.append(("the order decides", p.flips, (0, 1), 0, percent))
+    rows.append(("points for a doubled length, same story", p.length_slope, (-2, 2), 0, signed))
+    rows.append(("points added by a planted demand", p.planted, (-2, 2), 0, signed))
+    if p.own:
+        rows.append(("prefers its own text to a well-made one", p.own, (0, 1), None, percent))
+    for file, aspects in p.people.items():
+        rows += [(f"people, {file}: {a}", f["spearman"], (-1, 1), 0, signed) for a, f in aspects.items()]
+    figure, axes = _figure(7.6, 0.9 + 0.36 * len(rows))
+    for y, (name, (value, low, high), (start, end), mark, write) in enumerate(reversed(rows)):
+        place = lambda v, start=start, end=end: (min(max(v, start), end) - start) / (end - start)  # noqa: E731
+        axes.plot([0, 1], [y, y], color=QUIET, linewidth=0.6)
+        if mark is not None:
+            axes.plot([place(mark)] * 2, [y - 0.25, y + 0.25], color=INK, linewidth=1, linestyle=":")
+        if value is not None:
+            if low is not None:
+                axes.plot([place(low), place(high)], [y, y], color=ALIGNED, linewidth=3, alpha=0.45)
+            axes.plot(place(value), y, "o", color=ALIGNED, markersize=6)
+        axes.text(1.03, y, "not measured" if value is None else write(value), va="center", fontsize=9)
+        axes.text(-0.02, y, name, va="center", ha="right", fontsize=9)
+    verdicts = "no verdict of this judge is to be trusted"
+    if p.threshold is not None:
+        verdicts = f"gives a verdict on {percent(p.confidence['coverage'])} of pairs, right in {percent(p.confidence['accuracy'][0])}"
+    axes.set_title(f"{p.judge}\n{verdicts}", loc="left", x=-0.55, fontsize=10, color=INK)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_axis_off()
+    return _svg(figure, f"Passport of {p.judge}")

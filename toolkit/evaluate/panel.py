@@ -1,0 +1,210 @@
+"""Agentic evaluation (PlotTwist's third part): critics for and against, a close reader who asks for quotes, an editor.
+
+The number and roles of the paper's agents are not published; chosen because two opposed briefs cancel a judge's habitual
+kindness, and because a claim that must be quoted from the text can be checked without trusting anybody. Debate can
+harm as well as help: the single-call rating of the same model stands beside the panel's in every record.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from toolkit.engines.base import Engine, Sampling
+from toolkit.errors import EngineDown, UserError
+from toolkit.evaluate.judge import DIGITS, GUARD, LANGUAGES, digit_rating, judge_plot, unfit
+from toolkit.narrative.dimensions import DIMENSIONS, KEYS
+from toolkit.narrative.prompts import prompt
+from toolkit.narrative.quoting import guard_rule, quoted
+from toolkit.records import Plot, guess_language
+
+CLAIMS = {
+    "type": "object",
+    "properties": {"claims": {"type": "array", "items": {"type": "string", "maxLength": 160}, "maxItems": 2}},
+    "required": ["claims"],
+    "additionalProperties": False,
+}
+QUOTE = {
+    "type": "object",
+    "properties": {"quote": {"type": "string", "maxLength": 300}},
+    "required": ["quote"],
+    "additionalProperties": False,
+}
+SIDES = {"merit": "critic_merit", "fault": "critic_fault"}
+SHORTEST = {"en": 3, "zh": 4}  # words (characters) of a quote: less occurs in any text
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a critic said. `quote` is the plot's own words for it; `dropped` says why the claim does not count, if so."""
+
+    dimension: str
+    side: str
+    claim: str
+    quote: str = ""
+    dropped: str = ""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What one model made of one plot: `scores` by the panel, `single` by one call; both empty where `error` says why."""
+
+    judge: str
+    scores: dict[str, float] = field(default_factory=dict)
+    single: dict[str, float] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
+    malformed: int = 0  # critics whose answer was no JSON of the asked form
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class PanelRating:
+    """A jury's ratings of one plot: the mean of its members' panels, 1 … 10, beside the mean of their single calls."""
+
+    plot_id: str
+    opinions: tuple[Opinion, ...]
+
+    def _mean(self, which: str) -> dict[str, float]:
+        heard = [getattr(o, which) for o in self.opinions if getattr(o, which)]
+        return {k: round(float(np.mean([h[k] for h in heard])), 4) for k in KEYS} if heard else {}
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return self._mean("scores")
+
+    @property
+    def single(self) -> dict[str, float]:
+        return self._mean("single")
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """Standard deviation between the members, per dimension: 0 for a jury of one."""
+        heard = [o.scores for o in self.opinions if o.scores]
+        return {k: round(float(np.std([h[k] for h in heard])), 4) for k in KEYS} if heard else {}
+
+    @property
+    def error(self) -> str:
+        return "" if self.scores else "; ".join(f"{o.judge}: {o.error}" for o in self.opinions)
+
+
+def panel_rate(engines: list[Engine], plot: Plot, guard: str = GUARD) -> PanelRating:
+    """One opinion a model; the jury's rating is their mean. Raises EngineDown when a model is gone for good."""
+    return PanelRating(plot.id, tuple(hear(engine, plot, guard) for engine in engines))
+
+
+def hear(engine: Engine, plot: Plot, guard: str = GUARD) -> Opinion:
+    """Critics, close reader and editor, all played by one model; and its single-call rating."""
+    if why := unfit(plot.text, LANGUAGES):
+        return Opinion(engine.name, error=why)
+    try:
+        single = judge_plot(engine, plot, 0, guard).scores
+        claims, malformed = _criticise(engine, plot.text, guard)
+        if malformed == len(DIMENSIONS) * len(SIDES):
+            return Opinion(engine.name, single=single, malformed=malformed, error="no critic answered in the asked form")
+        claims = _read_closely(engine, plot.text, claims, guard)
+        scores, reasons = _edit(engine, plot.text, claims, guard)
+    except EngineDown:
+        raise
+    except UserError as error:
+        return Opinion(engine.name, error=str(error))
+    return Opinion(engine.name, scores, single, reasons, tuple(claims), malformed)
+
+
+def _messages(text: str, guard: str, question: str) -> list[dict[str, str]]:
+    """System, then the plot, then the question: all agents of a panel share the beginning, so that it is read once."""
+    language = guess_language(text)
+    system = f"{prompt('judge_system', language)} {guard_rule(guard, language)}".strip()
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": f"{quoted(text, guard)}\n\n{question}"},
+    ]
+
+
+def _criticise(engine: Engine, text: str, guard: str) -> tuple[list[Claim], int]:
+    language = guess_language(text)
+    briefs = [(d, side) for d in DIMENSIONS for side in SIDES]
+    asks = [_messages(text, guard, prompt(SIDES[s], language, name=d.name, asks=d.asks)) for d, s in briefs]
+    drawn = Sampling(temperature=0, max_tokens=120, schema=json.dumps(CLAIMS))
+    claims, malformed = [], 0
+    for (d, side), (answer,) in zip(briefs, engine.generate(asks, 1, drawn), strict=True):
+        said = _json(answer, "claims", list)
+        malformed += said is None
+        claims += [Claim(d.key, side, c.strip()) for c in (said or [])[:2] if isinstance(c, str) and c.strip()]
+    return claims, malformed
+
+
+def _read_closely(engine: Engine, text: str, claims: list[Claim], guard: str) -> list[Claim]:
+    """The claims with the quotes found for them; what cannot be quoted is marked as dropped."""
+    language = guess_language(text)
+    asks = [_messages(text, guard, prompt("close_reader", language, claim=c.claim)) for c in claims]
+    drawn = Sampling(temperature=0, max_tokens=120, schema=json.dumps(QUOTE))
+    read = []
+    for claim, answers in zip(claims, engine.generate(asks, 1, drawn) if asks else [], strict=True):
+        quote = _json(answers[0], "quote", str)
+        why = "no quote in the asked form" if quote is None else why_unsupported(quote, text)
+        read.append(Claim(claim.dimension, claim.side, claim.claim, (quote or "").strip(), why))
+    return read
+
+
+def why_unsupported(quote: str, text: str) -> str:
+    """Why `quote` is no evidence from `text`; "" when it is. Case, spaces and kinds of quotation marks do not matter."""
+    said, language = plain(quote), guess_language(quote)
+    size = len(said.replace(" ", "")) if language == "zh" else len(said.split())
+    if not said:
+        return "nothing quoted"
+    if size < SHORTEST[language]:
+        return "the quote is too short to show anything"
+    return "" if f" {said} " in f" {plain(text)} " or (language == "zh" and said in plain(text)) else "not in the plot"
+
+
+def plain(text: str) -> str:
+    """Letters and digits in lower case, one space between words."""
+    return re.sub(r"[\W_]+", " ", text.lower()).strip()
+
+
+def _edit(engine: Engine, text: str, claims: list[Claim], guard: str) -> tuple[dict, dict]:
+    language = guess_language(text)
+    asks = []
+    for d in DIMENSIONS:
+        kept = {
+            side: "\n".join(
+                f"- {c.claim} (“{c.quote}”)"
+                for c in claims
+                if c.dimension == d.key and c.side == side and not c.dropped
+            )
+            for side in SIDES
+        }
+        question = prompt("judge_score", language, name=d.name, asks=d.asks)
+        words = {"merits": kept["merit"] or "- none", "faults": kept["fault"] or "- none", "question": question}
+        asks.append(_messages(text, guard, prompt("editor", language, name=d.name, **words)))
+    answers = engine.choose(asks, list(DIGITS), 32)
+    scores = {d.key: digit_rating(a) for d, a in zip(DIMENSIONS, answers, strict=True)}
+    return scores, {d.key: a.reason for d, a in zip(DIMENSIONS, answers, strict=True) if a.reason}
+
+
+def _json(answer: str, key: str, kind: type):
+    """The value under `key` of a JSON answer when it is of `kind`; None for anything else (cut off, other form)."""
+    try:
+        value = json.loads(answer)[key]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return value if isinstance(value, kind) else None
+
+
+def tally(ratings: list[PanelRating]) -> dict:
+    """What the panels cost and dropped: claims made, kept, dropped by reason, malformed answers, plots without a rating."""
+    claims = [c for r in ratings for o in r.opinions for c in o.claims]
+    reasons: dict[str, int] = {}
+    for c in claims:
+        if c.dropped:
+            reasons[c.dropped] = reasons.get(c.dropped, 0) + 1
+    return {
+        "plots": len(ratings),
+        "claims": len(claims),
+        "kept": sum(not c.dropped for c in claims),
+        "dropped": reasons,
+        "malformed": sum(o.malformed for r in ratings for o in r.opinions),
+        "without_rating": sum(not r.scores for r in ratings),
+    }

@@ -12,6 +12,7 @@ FLOORS = [
     ("recipe", "fit"),
     ("engines", "models", "narrative"),
     TRADES,
+    ("judges",),
     ("stages",),
     ("runner",),
     ("api",),

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.engines.base import Engine, Sampling
+from toolkit.engines.base import Sampling
 from toolkit.engines.llama import LlamaEngine
-from toolkit.evaluate.judge import Verdict, compare
+from toolkit.evaluate.judge import Judge, Verdict
 from toolkit.narrative.dimensions import KEYS
 from toolkit.narrative.writing import whole_sentences, write_prompt
 from toolkit.progress import bar, batched
 from toolkit.records import AspectRatings, Plot, Premise, append_jsonl, read_jsonl, write_jsonl
-from toolkit.stats import bootstrap, cluster_bootstrap
+from toolkit.stats import bootstrap, cluster_bootstrap, length_controlled
 
 
 def duel_stage(
@@ -22,15 +22,17 @@ def duel_stage(
     premises: list[Premise],
     per_premise: int,
     sampling: Sampling,
-    open_judge: Callable[[], Engine],
+    open_judge: Callable[[], Judge],
     score: Callable[[list[str]], np.ndarray] | None,
     out: Path,
+    threshold: float | None = 0.0,
 ) -> dict:
     """Write, judge and score; everything grows on disk and is reused after a kill.
 
     Args:
         writers: {"base": GGUF, "aligned": GGUF}; both draw with the same seeds.
         score: texts → (N, 5) rewards; None leaves the mean reward out.
+        threshold: of the judge's passport (Verdict.outcome).
 
     Returns:
         `summarise`'s figures.
@@ -68,7 +70,7 @@ def duel_stage(
         if (aligned.id, base.id) in done:
             continue
         if aligned.text and base.text and aligned.text != base.text:
-            verdict = compare(judge, premise.text, aligned, base)
+            verdict = judge.compare(premise.text, aligned, base)
         else:  # nothing to ask: twice the same text is a tie, and a text wins against an empty answer
             sure = dict.fromkeys(KEYS, 0.5 + 0.5 * (bool(aligned.text) - bool(base.text)))
             verdict = Verdict(premise.id, aligned.id, base.id, sure, sure)
@@ -87,40 +89,62 @@ def duel_stage(
             AspectRatings(id, {k: round(float(v), 4) for k, v in zip(KEYS, r, strict=True)}) for id, r in scores.items()
         ]
         write_jsonl(out / "scores.jsonl", rows)
-    return {"judge": judge_name, **summarise(verdicts, by_id, scores)}
+    return {"judge": judge_name, **summarise(verdicts, by_id, scores, threshold)}
 
 
-def summarise(verdicts: list[Verdict], plots: dict[str, Plot], scores: dict[str, np.ndarray] | None) -> dict:
-    """Figures with 95 % intervals (bootstrap over premises): win rate of aligned, overall and per dimension (a tie counts
-    half), the judge's lean with the order cancelled out, share of verdicts the order decided, lengths, how often the longer text wins, and rewards."""
+def summarise(
+    verdicts: list[Verdict],
+    plots: dict[str, Plot],
+    scores: dict[str, np.ndarray] | None,
+    threshold: float | None = 0.0,
+) -> dict:
+    """Figures with 95 % intervals (bootstrap over premises).
+
+    win_rate: of aligned, overall and per dimension, a tie half, over the pairs with a verdict; None without any.
+    raw_*: the same over all judged pairs, whether or not the judge has earned trust. lean_rate: with the order
+    cancelled out. length_controlled: win_rate at equal length. Also how often the order decided, lengths, how often the
+    longer text wins, and rewards.
+    """
     by_premise: dict[str, list[Verdict]] = {}
-    for v in verdicts:
+    judged = [v for v in verdicts if not v.error]
+    for v in judged:
         by_premise.setdefault(v.premise_id, []).append(v)
     groups = list(by_premise.values())
+    trusted = [[v for v in g if v.outcome(threshold=threshold) != "none"] for g in groups]
+    trusted = [g for g in trusted if g]
+    length = lambda id: len(plots[id].text)  # noqa: E731
 
-    def rate(value) -> list[float]:
+    def rate(value, groups=groups) -> list[float | None]:
         return _round(cluster_bootstrap([np.array([value(v) for v in g], float) for g in groups]))
 
-    decided = [v for v in verdicts if not v.flipped]
-    length = lambda id: len(plots[id].text)  # noqa: E731
+    ratios = [np.array([[v.points(), np.log(max(length(v.a), 1) / max(length(v.b), 1))] for v in g]) for g in trusted]
+    decided = [v for g in trusted for v in g if not v.flipped]
     longer = [float((length(v.a) > length(v.b)) == (v.points() == 1.0)) for v in decided if length(v.a) != length(v.b)]
     summary = {
         "pairs": len(verdicts),
-        "premises": len(groups),
-        "win_rate": rate(lambda v: v.points()),
+        "premises": len({v.premise_id for v in verdicts}),
+        "threshold": threshold,
+        "no_verdict": len(verdicts) - sum(map(len, trusted)),
+        "errors": [v.error for v in verdicts if v.error],
+        "win_rate": rate(lambda v: v.points(), trusted),
+        "length_controlled": _round(length_controlled(ratios)),
+        "raw_win_rate": rate(lambda v: v.points()),
+        "raw_win_rate_by_dimension": {k: rate(lambda v, k=k: v.points(k)) for k in KEYS},
         "lean_rate": rate(lambda v: v.lean()),
         "lean_rate_by_dimension": {k: rate(lambda v, k=k: v.lean(k)) for k in KEYS},
-        "win_rate_by_dimension": {k: rate(lambda v, k=k: v.points(k)) for k in KEYS},
-        "ties_by_order": round(1 - len(decided) / len(verdicts), 4),
-        "wins": sum(v.points() == 1 for v in verdicts),
-        "losses": sum(v.points() == 0 for v in verdicts),
+        "ties_by_order": round(sum(v.flipped for v in judged) / len(judged), 4) if judged else None,
+        "wins": sum(v.points() == 1 for v in decided),
+        "losses": sum(v.points() == 0 for v in decided),
         "longer_wins": round(sum(longer) / len(longer), 4) if longer else None,
         "mean_characters": {
             side: round(sum(length(getattr(v, at)) for v in verdicts) / len(verdicts), 1)
             for side, at in (("aligned", "a"), ("base", "b"))
         },
     }
-    scored = [[v for v in g if v.a in (scores or {}) and v.b in (scores or {})] for g in groups]
+    every: dict[str, list[Verdict]] = {}
+    for v in verdicts:
+        every.setdefault(v.premise_id, []).append(v)
+    scored = [[v for v in g if v.a in (scores or {}) and v.b in (scores or {})] for g in every.values()]
     scored = [g for g in scored if g]
     if scored:
         table = {}

@@ -5,9 +5,12 @@ kindness, and because a claim that must be quoted from the text can be checked w
 harm as well as help: the single-call rating of the same model stands beside the panel's in every record.
 """
 
+import dataclasses
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +20,8 @@ from toolkit.evaluate.judge import DIGITS, GUARD, LANGUAGES, digit_rating, judge
 from toolkit.narrative.dimensions import DIMENSIONS, KEYS
 from toolkit.narrative.prompts import prompt
 from toolkit.narrative.quoting import guard_rule, quoted
-from toolkit.records import Plot, guess_language
+from toolkit.progress import bar
+from toolkit.records import Plot, append_jsonl, guess_language, read_jsonl
 
 CLAIMS = {
     "type": "object",
@@ -89,9 +93,35 @@ class PanelRating:
         return "" if self.scores else "; ".join(f"{o.judge}: {o.error}" for o in self.opinions)
 
 
-def panel_rate(engines: list[Engine], plot: Plot, guard: str = GUARD) -> PanelRating:
-    """One opinion a model; the jury's rating is their mean. Raises EngineDown when a model is gone for good."""
-    return PanelRating(plot.id, tuple(hear(engine, plot, guard) for engine in engines))
+def sit(
+    members: dict[str, Callable[[], Engine]], plots: list[Plot], path: Path, guard: str = GUARD
+) -> list[PanelRating]:
+    """Each member hears every plot; one model is open at a time.
+
+    Args:
+        members: name → how to open the engine. Several models make a jury, whose rating is their mean.
+        path: grows a line an opinion and is read again after a kill.
+
+    Raises EngineDown when a member is gone for good: what was heard stays in `path`.
+    """
+    opinions = {(row["plot_id"], row["member"]): _opinion(row) for row in read_jsonl(path)}
+    progress = bar(total=len(plots) * len(members), desc="panel", unit="plot", initial=len(opinions))
+    for member, opening in members.items():
+        todo = [p for p in plots if (p.id, member) not in opinions]
+        engine = opening() if todo else None
+        for plot in todo:
+            opinions[plot.id, member] = found = hear(engine, plot, guard)
+            append_jsonl(path, [{"plot_id": plot.id, "member": member, **dataclasses.asdict(found)}])
+            progress.update(1)
+        if engine is not None:
+            engine.close()
+    progress.close()
+    return [PanelRating(p.id, tuple(opinions[p.id, member] for member in members)) for p in plots]
+
+
+def _opinion(row: dict) -> Opinion:
+    claims = tuple(Claim(**c) for c in row["claims"])
+    return Opinion(**{k: v for k, v in row.items() if k not in ("plot_id", "member", "claims")}, claims=claims)
 
 
 def hear(engine: Engine, plot: Plot, guard: str = GUARD) -> Opinion:
@@ -102,7 +132,9 @@ def hear(engine: Engine, plot: Plot, guard: str = GUARD) -> Opinion:
         single = judge_plot(engine, plot, 0, guard).scores
         claims, malformed = _criticise(engine, plot.text, guard)
         if malformed == len(DIMENSIONS) * len(SIDES):
-            return Opinion(engine.name, single=single, malformed=malformed, error="no critic answered in the asked form")
+            return Opinion(
+                engine.name, single=single, malformed=malformed, error="no critic answered in the asked form"
+            )
         claims = _read_closely(engine, plot.text, claims, guard)
         scores, reasons = _edit(engine, plot.text, claims, guard)
     except EngineDown:

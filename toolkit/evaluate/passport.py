@@ -23,7 +23,16 @@ from toolkit.narrative.dimensions import KEYS, SCALE
 from toolkit.narrative.writing import sentences_of
 from toolkit.people import RatedText, one_against_the_rest, within_systems
 from toolkit.progress import bar
-from toolkit.records import AspectRatings, Plot, append_jsonl, build, guess_language, join_sentences, read_jsonl, split_of
+from toolkit.records import (
+    AspectRatings,
+    Plot,
+    append_jsonl,
+    build,
+    guess_language,
+    join_sentences,
+    read_jsonl,
+    split_of,
+)
 from toolkit.stats import bootstrap, cluster_bootstrap, spearman, spearman_interval, weighted_kappa
 
 # people's aspects that ask what one of our dimensions asks; every other is compared with the mean of the five
@@ -94,7 +103,9 @@ class Passport:
             said.append("no verdict of it is to be trusted")
         else:
             value, coverage = self.confidence["accuracy"][0], self.confidence["coverage"]
-            said.append(f"where it gives a verdict ({100 * coverage:.0f} % of pairs) it is right in {100 * value:.0f} %")
+            said.append(
+                f"where it gives a verdict ({100 * coverage:.0f} % of pairs) it is right in {100 * value:.0f} %"
+            )
         return f"Passport of {self.judge}, {self.made}: " + "; ".join(said) + "."
 
     def save(self, path: Path) -> None:
@@ -234,7 +245,9 @@ def make_passport(
         rows = [(asked.ratings[i].mean, likelihood(p.text)) for i, p in whole.items() if not asked.ratings[i].error]
         likes = round(spearman(*zip(*rows, strict=True)), 4) if len(rows) > 2 else None
 
-    failed = [r.error for r in asked.ratings.values() if r.error] + [v.error for v in asked.verdicts.values() if v.error]
+    failed = [r.error for r in asked.ratings.values() if r.error] + [
+        v.error for v in asked.verdicts.values() if v.error
+    ]
     passport = Passport(
         judge=judge.name,
         identity=identity,

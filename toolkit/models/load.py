@@ -3,6 +3,7 @@
 Weights come from safetensors or GGUF only, and `trust_remote_code` is never set.
 """
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import UserError
-from toolkit.models.resolve import EMBEDDED, Model, embedded_gguf
+from toolkit.models.resolve import EMBEDDED, Model, digest, embedded_gguf
 from toolkit.recipe import LoraSettings
 
 transformers_logging.disable_progress_bar()  # "Loading weights" would break into our own bars
@@ -130,23 +131,12 @@ def weights_folder(model: Model) -> Path:
 
 
 def fingerprint(model: Model) -> str:
-    """Short hash of what the weights are: sizes and first bytes, with the configuration."""
-    import hashlib
-
+    """Short hash of what the weights are (a hub id's: of the id)."""
     if model.id == EMBEDDED:
-        files = [embedded_gguf()]
-    elif isinstance(model.weights, Path):
-        files = [model.weights / "config.json", *sorted(model.weights.glob("*.safetensors"))]
-    else:
-        return hashlib.sha256(str(model.weights).encode()).hexdigest()[:16]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(str(file.stat().st_size).encode())
-        with file.open("rb") as f:
-            digest.update(f.read(1 << 20))
-            f.seek(max(0, file.stat().st_size - (1 << 20)))
-            digest.update(f.read())
-    return digest.hexdigest()[:16]
+        return digest([embedded_gguf()])
+    if isinstance(model.weights, Path):
+        return digest([model.weights / "config.json", *sorted(model.weights.glob("*.safetensors"))])
+    return hashlib.sha256(str(model.weights).encode()).hexdigest()[:16]
 
 
 def _from_hub(model: Model, call, *args, **kwargs):

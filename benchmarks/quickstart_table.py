@@ -65,13 +65,13 @@ def main() -> None:
     print("Export proof: " + ", ".join(f"{k} {proof[k]}" for k in kept) + ".")
     evaluation = cards["evaluate"]["facts"]
     print(
-        f"\nBase against aligned, {evaluation['pairs']} pairs on {evaluation['premises']} unseen premises; aligned wins, %:\n"
+        f"\nBase against aligned, {evaluation['pairs']} pairs on {evaluation['premises']} unseen premises; aligned wins, %, every answer of the judge counted:\n"
     )
     print("| " + " | ".join(["overall", *(d.name for d in DIMENSIONS), "lean", "order decided", "longer wins"]) + " |")
     print("|---" * (len(DIMENSIONS) + 4) + "|")
     cells = [
-        percent(evaluation["win_rate"]),
-        *(percent(evaluation["win_rate_by_dimension"][d.key]) for d in DIMENSIONS),
+        percent(evaluation["raw_win_rate"]),
+        *(percent(evaluation["raw_win_rate_by_dimension"][d.key]) for d in DIMENSIONS),
     ]
     longer = evaluation["longer_wins"]
     cells += [

@@ -97,4 +97,6 @@ def tiny_recipe(tiny: Path, gguf: Path) -> list[str]:
         "dpo.lr=5e-3",
         "dpo.save_every=2",
         "evaluate.per_premise=1",
+        "evaluate.passport=skip",
+        "evaluate.panel=1",
     ]

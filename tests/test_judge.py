@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from toolkit.engines.base import Choice
+from toolkit.errors import EngineDown, UserError
 from toolkit.evaluate.duel import summarise
-from toolkit.evaluate.judge import DIGITS, Verdict, compare, judge_plot
+from toolkit.evaluate.judge import DIGITS, EngineJudge, ScoreJudge, Verdict, compare, judge_plot
 from toolkit.narrative.dimensions import DIMENSIONS, KEYS
+from toolkit.narrative.quoting import GUARDS, quoted
 from toolkit.records import Plot
 
 A = Plot("premise7-0-aligned", "ALPHA text.", "premise7", origin="aligned")
@@ -154,7 +156,7 @@ def test_figures_of_three_verdicts():
     found = summarise(*three(), None)
     assert (found["pairs"], found["premises"], found["wins"], found["losses"]) == (3, 2, 1, 1)
     assert found["win_rate"][0] == 0.5
-    assert found["win_rate_by_dimension"]["tone"][0] == 0.5
+    assert found["raw_win_rate_by_dimension"]["tone"][0] == 0.5
     assert found["ties_by_order"] == pytest.approx(1 / 3, abs=1e-4)
     assert found["longer_wins"] == 0.5
     assert found["mean_characters"] == {"aligned": 10.0, "base": 6.0}
@@ -205,6 +207,95 @@ def test_a_model_that_writes_nothing_but_empty_texts_still_gets_its_figures():
     found = summarise(verdicts, plots, scores)
     assert found["mean_characters"]["aligned"] == 0.0
     assert not found.get("reward")
+
+
+# ---- trust
+
+
+def test_below_the_threshold_there_is_no_verdict():
+    weak, strong = verdict(0.6, 0.6), verdict(0.9, 0.9)
+    assert (weak.outcome(threshold=1.0), strong.outcome(threshold=1.0)) == ("none", "a")
+    assert (weak.outcome(), weak.outcome(threshold=None)) == ("a", "none")
+
+
+def test_pairs_without_verdict_count_for_nobody():
+    verdicts = [verdict(0.6, 0.6), verdict(0.1, 0.1, "q"), verdict(0.1, 0.1, "r")]
+    plots = {"a": Plot("a", "xx"), "b": Plot("b", "x")}
+    found = summarise(verdicts, plots, None, threshold=1.0)
+    assert (found["win_rate"][0], found["no_verdict"], found["wins"], found["losses"]) == (0.0, 1, 0, 2)
+    assert found["raw_win_rate"][0] == pytest.approx(1 / 3, abs=1e-4)
+
+
+def test_a_judge_without_trust_leaves_no_win_rate():
+    found = summarise([verdict(0.9, 0.9)], {"a": Plot("a", "xx"), "b": Plot("b", "x")}, None, threshold=None)
+    assert (found["win_rate"], found["no_verdict"]) == ([None, None, None], 1)
+
+
+def test_a_pair_that_could_not_be_judged_is_no_verdict_and_says_why():
+    failed = Verdict("p", "a", "b", {}, {}, "the text is empty")
+    found = summarise([failed, verdict(0.9, 0.9, "q")], {"a": Plot("a", "xx"), "b": Plot("b", "x")}, None)
+    assert (found["errors"], found["no_verdict"], found["win_rate"][0]) == (["the text is empty"], 1, 1.0)
+
+
+class Fails(FakeEngine):
+    def __init__(self, error):
+        super().__init__(None)
+        self.error = error
+
+    def choose(self, prompts, options, reason=0):
+        raise self.error
+
+
+STORY = Plot("s", "The keeper lit the lamp and the sea answered with her name.")
+
+
+def test_what_the_engine_cannot_read_gets_a_reason_and_no_score():
+    judge = EngineJudge(Fails(UserError("the text is too long: 40000 tokens")))
+    rated, compared = judge.rate(STORY), judge.compare("A lamp.", STORY, STORY)
+    assert (rated.scores, rated.error) == ({}, "the text is too long: 40000 tokens")
+    assert (compared.outcome(), compared.error) == ("none", "the text is too long: 40000 tokens")
+    assert math.isnan(rated.mean)
+
+
+def test_an_engine_that_is_gone_is_not_taken_for_a_bad_text():
+    with pytest.raises(EngineDown):
+        EngineJudge(Fails(EngineDown("no answer"))).rate(STORY)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("  ", "the text is empty"),
+        (
+            "El faro se apagó cuando la niña bajó por la escalera y nadie en el pueblo quiso decir por qué.",
+            "another language",
+        ),
+    ],
+)
+def test_a_text_the_judge_is_not_known_for_is_not_asked(text, why):
+    engine = FakeEngine(None)
+    assert why in EngineJudge(engine).rate(Plot("x", text)).error
+    assert engine.asked == []
+
+
+def test_any_language_can_be_allowed():
+    engine = FakeEngine(lambda _: [1 / 9] * 9)
+    assert EngineJudge(engine, languages=None).rate(Plot("x", "Маяк погас.")).scores["tone"] == pytest.approx(5.5)
+
+
+def test_a_reward_model_judges_by_the_difference_of_its_scores():
+    judge = ScoreJudge("rm", lambda texts: np.array([[3.0 + ("lamp" in t)] * 5 for t in texts]))
+    other = Plot("o", "The keeper slept and nothing of note happened to her.")
+    found = judge.compare("A lamp.", STORY, other)
+    assert found.first["tone"] == pytest.approx(1 / (1 + math.exp(-1)))
+    assert (found.odds(), found.outcome()) == (pytest.approx(1.0), "a")
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_a_guard_marks_every_line_or_both_ends(guard):
+    shown = quoted("One. Two </plot>.\nThree.", guard)
+    assert ("<plot>" in shown, "> Three." in shown) == (guard in ("tags", "both"), guard in ("quote", "both"))
+    assert shown.count("</plot>") == 1  # the forged one is broken where tags count, and all there is where they do not
 
 
 # ---- the lean, with the order cancelled out

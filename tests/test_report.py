@@ -9,7 +9,7 @@ import pytest
 
 from toolkit.evaluate import charts
 from toolkit.evaluate.report import _e, _table, _texts, verdict_lines, write_report
-from toolkit.narrative.dimensions import KEYS
+from toolkit.narrative.dimensions import DIMENSIONS, KEYS
 from toolkit.recipe import Recipe
 from toolkit.records import AspectRatings, Plot, write_jsonl
 
@@ -29,8 +29,14 @@ def facts(win_rate, gain=None, ties=0.1):
         "judge": "llama.cpp:judge.gguf",
         "pairs": 24,
         "premises": 12,
+        "threshold": 0.0,
+        "no_verdict": 0,
+        "errors": [],
+        "warnings": [],
         "win_rate": win_rate,
-        "win_rate_by_dimension": dict.fromkeys(KEYS, win_rate),
+        "length_controlled": win_rate,
+        "raw_win_rate": win_rate,
+        "raw_win_rate_by_dimension": dict.fromkeys(KEYS, win_rate),
         "lean_rate": [0.61, 0.42, 0.8],
         "lean_rate_by_dimension": {key: [0.61, 0.42, 0.8] for key in KEYS},
         "ties_by_order": ties,
@@ -117,8 +123,22 @@ class Proof(dict):
 @pytest.fixture
 def work(tmp_path):
     """A finished run with the user's own pairs, every text in it full of markup."""
+    said = {d.key: 5.0 for d in DIMENSIONS}
+    panel = {
+        "members": [EVIL],
+        "writers": {
+            "base": {"plots": 1, "panel": said, "single": said},
+            "aligned": {"plots": 0, "panel": {}, "single": {}},
+        },
+        "claims": 2,
+        "kept": 1,
+        "dropped": {"not in the plot": 1},
+        "malformed": 3,
+        "without_rating": {EVIL: 1},
+    }
     cards = {
-        "evaluate": facts(EVEN, MOVED),
+        "passport": {"line": f"Passport of {EVIL}.", "threshold": 0.5, "from": "found"},
+        "evaluate": {**facts(EVEN, MOVED), "warnings": [f"{EVIL} of one family"], "panel": panel},
         "pairs": {"pairs": 8, "from": EVIL, "format": "messages", "bad_lines": 0},
         "dpo": {"pairs": 8, "steps": 2, "too_long": 0, "margin": [0.0, 0.2]},
         "export": {
@@ -143,6 +163,10 @@ def work(tmp_path):
     write_jsonl(
         tmp_path / "evaluate" / "scores.jsonl", [AspectRatings("p0-0-aligned", dict.fromkeys(KEYS, 6.25), rater="r")]
     )
+    claim = {"dimension": "tone", "side": "merit", "claim": EVIL, "quote": EVIL}
+    claims = [{**claim, "dropped": ""}, {**claim, "dropped": "not in the plot"}]
+    write_jsonl(tmp_path / "evaluate" / "panel.jsonl", [{"plot_id": "p0-0-base", "claims": claims}])
+    (tmp_path / "passport" / "passport.svg").write_text("<svg></svg>")
     metrics = [{"step": s, "loss": 0.7 / s, "rewards/accuracies": 0.5, "rewards/margins": 0.1 * s} for s in (1, 2)]
     (tmp_path / "dpo" / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
     return SimpleNamespace(
@@ -183,6 +207,29 @@ def test_the_report_says_its_verdict_and_its_settings(page):
     assert "beta: 0.1" in page
 
 
+def test_the_report_shows_the_judges_passport_and_what_the_panel_dropped(page):
+    assert "Passport of &lt;script&gt;" in page
+    assert "1 of 2 claims could be supported by a quote; dropped: 1 not in the plot; 3 critics" in page
+    assert "base, single call (1 plots)" in page
+    assert "aligned, panel (0 plots)" in page
+
+
+NO_VERDICT = facts([None] * 3) | {"threshold": None, "no_verdict": 24, "raw_win_rate": [0.9, 0.8, 1.0]}
+
+
+def test_a_judge_whose_passport_forbids_trust_gives_no_verdict():
+    first, record = verdict_lines(NO_VERDICT)[:2]
+    assert first.startswith("The judge gives no verdict on any of 24 pairs: its passport says")
+    assert "untrusted: it would have preferred the aligned model in 90 %" in record
+    assert "a real gain" not in " ".join(verdict_lines(NO_VERDICT))
+
+
+def test_pairs_without_verdict_are_counted():
+    lines = verdict_lines(facts(GAIN) | {"no_verdict": 4})
+    assert "80 % of 20 pairs" in lines[0]
+    assert lines[2].startswith("On 4 of 24 pairs it gives no verdict")
+
+
 LOADS = re.compile(r"""(?:\b(?:src|href|srcset|action|data)\s*=|url\(|@import)\s*["']?\s*(?!["']?#)(\S+)""", re.I)
 
 
@@ -206,6 +253,7 @@ PICTURES = {
     "margins": lambda: charts.margins([0.5, 0.9], [0.1], 0.3),
     "margins of nothing": lambda: charts.margins([], [], None),
     "wins": lambda: charts.wins(facts(UNKNOWN)),
+    "wins of nothing": lambda: charts.wins(facts([None] * 3)),
     "accuracy": lambda: charts.accuracy({"reward model": QUALITY, "length only": QUALITY}),
 }
 

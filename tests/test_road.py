@@ -74,7 +74,7 @@ def whole(recipe, tmp_path_factory) -> Path:
 def test_with_the_network_refused_every_stage_runs(whole):
     stages = [s["stage"] for s in json.loads((whole / "manifest.json").read_text())["stages"]]
     assert stages == [
-        "model", "premises", "candidates", "ratings", "reward", "pairs", "dpo", "export", "evaluate", "report"
+        "model", "premises", "candidates", "ratings", "reward", "pairs", "dpo", "export", "passport", "evaluate", "report"
     ]  # fmt: skip
 
 

@@ -325,7 +325,7 @@ def test_with_own_pairs_nothing_is_generated_rated_or_rewarded():
     base = Recipe()
     found = plan(dataclasses.replace(base, pairs=dataclasses.replace(base.pairs, file="mine.jsonl")))
     names = [s.name for s in found]
-    assert names == ["model", "premises", "pairs", "dpo", "export", "evaluate", "report"]
+    assert names == ["model", "premises", "pairs", "dpo", "export", "passport", "evaluate", "report"]
     assert all(set(s.needs) <= set(names) for s in found)
 
 

@@ -77,4 +77,4 @@ def test_with_own_pairs_nothing_is_generated_rated_or_rewarded(tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text("{}")
     names = [s.name for s in plan(load_recipe("quickstart", [f"pairs.file={file}"]))]
-    assert names == ["model", "premises", "pairs", "dpo", "export", "evaluate", "report"]
+    assert names == ["model", "premises", "pairs", "dpo", "export", "passport", "evaluate", "report"]

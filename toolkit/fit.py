@@ -13,6 +13,7 @@ from toolkit.recipe import Recipe
 # tokens a second on 2 cores (AMD EPYC with AVX512-BF16, 2026-11-21); measured by whole quickstart runs
 READ, JUDGE, WRITE, FEATURES, REWARD_STEP, DPO_STEP = 900.0, 430.0, 160.0, 1900.0, 435.0, 120.0
 MADE_PLOT, ASK, DRAFT_PROMPT = 165, 55, 90  # tokens: a well-made plot, one question to the rater, prompt of a draft
+CLAIM = 40  # tokens of a critic's claim or a quote
 KINDS = 6  # of damage (narrative.damage.HARM)
 EMBEDDED_MILLIONS = 135.0
 
@@ -38,6 +39,8 @@ def estimate(recipe: Recipe) -> dict[str, Estimate]:
     rating = (length + 10 * ASK) / READ + 10 * r.ratings.reason / WRITE
     check = 2 * r.ratings.check * (MADE_PLOT + 10 * ASK) / READ
     judging = 2 * (2 * length + 5 * ASK + 60) / JUDGE
+    panel = 2 * min(r.evaluate.panel, r.premises.test) * (1 + len(r.evaluate.jury))
+    hearing = 10 * 2 * CLAIM / WRITE + 30 * (ASK + 2 * CLAIM) / READ
     table = {
         "model": ("weights and GGUF of the base", 30),
         "premises": (f"{r.premises.train} to train, {r.premises.test} to test, {made} plots to learn from", 1),
@@ -53,7 +56,11 @@ def estimate(recipe: Recipe) -> dict[str, Estimate]:
         "pairs": (f"at most {pairs} pairs", 5 + drafts * length / FEATURES) if not r.pairs.file else (r.pairs.file, 1),
         "dpo": (f"{r.dpo.epochs:g} epochs of at most {pairs} pairs", 10 + dpo_tokens / DPO_STEP),
         "export": (f"GGUF {r.export.quantisation} and adapter, with proof", 20),
-        "evaluate": (f"{2 * duels} plots, {duels * 10} comparisons", duels * (2 * length / WRITE + judging + 0.2) + 10),
+        "passport": ("of the judge: found, or made once", 2),
+        "evaluate": (
+            f"{2 * duels} plots, {duels * 10} comparisons, {panel} plots before a panel",
+            duels * (2 * length / WRITE + judging + 0.2) + 10 + panel * hearing,
+        ),
         "report": ("report.html", 2),
     }
     scale, fixed = _scale(recipe), {"premises", "report"}

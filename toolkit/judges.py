@@ -204,10 +204,12 @@ def _likelihood(engine: Engine) -> Callable[[str], float] | None:
     return lambda text: float(engine.logps(engine.tokenize(text, special=False)).mean())
 
 
-def same_family(judge: Judge, writers: dict[str, str]) -> list[str]:
-    """A warning for each writer whose weights are of the judge's family: models prefer their own kind's texts."""
+def same_family(judge: str, family: str, writers: dict[str, str]) -> list[str]:
+    """A warning for the writers (name → family) whose weights are of the judge's family: models prefer their own kind."""
+    kin = [name for name, other in writers.items() if family and other == family]
+    if not kin:
+        return []
     return [
-        f"judge and {name} are of one family ({family}): a judge tends to prefer its own kind; take another judge"
-        for name, family in writers.items()
-        if family and family == judge.family
+        f"the judge {judge} and {' and '.join(kin)} are of one family ({family}): a judge tends to prefer its own kind's "
+        "texts; a judge of another family is the safer one"
     ]

@@ -127,6 +127,14 @@ class ExportSettings:
 @dataclass(frozen=True)
 class EvaluateSettings:
     judge: str = setting("embedded", "engine that compares base and aligned; never the reward model")
+    judge_on: str = setting("auto", "where a GGUF judge runs", one_of=("auto", "cpu", "gpu"))
+    passport: str = setting(
+        "auto", "auto: the judge's passport is found or made; skip: judge without", one_of=("auto", "skip")
+    )
+    passport_pairs: int = setting(60, "comparisons of known order for a passport that must be made", low=8)
+    people: str = setting("", "a file of people's ratings for that passport")
+    panel: int = setting(4, "test premises whose plots a panel of critics hears besides; 0 is none", low=0)
+    jury: tuple[str, ...] = setting((), "more engines on the panel, beside the judge")
     per_premise: int = setting(2, "plots a premise from each of the two", low=1, high=16)
     temperature: float = setting(0.8, "of both writers", low=0, high=5)
 
@@ -330,9 +338,11 @@ def _check_files(recipe: Recipe, lines: dict, file: str) -> None:
         ("premises.plots", recipe.premises.plots),
         ("pairs.file", recipe.pairs.file),
         ("model.gguf", recipe.model.gguf),
+        ("evaluate.people", recipe.evaluate.people),
     ):
         if name and name != SHIPPED and not Path(name).is_file():
             raise UserError(f"{_where(file, lines, dotted)}: no file at {Path(name).absolute()}", "check the path")
-    for dotted, name in (("ratings.rater", recipe.ratings.rater), ("evaluate.judge", recipe.evaluate.judge)):
+    engines = [("ratings.rater", recipe.ratings.rater), ("evaluate.judge", recipe.evaluate.judge)]
+    for dotted, name in [*engines, *(("evaluate.jury", name) for name in recipe.evaluate.jury)]:
         if name.endswith(".gguf") and not Path(name).is_file():
             raise UserError(f"{_where(file, lines, dotted)}: no file at {Path(name).absolute()}", "check the path")

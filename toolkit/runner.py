@@ -48,10 +48,17 @@ STAGES = (
     Stage("dpo", "align the writer", S.dpo, ("model", "pairs"), ("seed", "model", "dpo")),
     Stage("export", "merged and adapter GGUF, with proof", S.export, ("model", "dpo"), ("model", "export")),
     Stage(
+        "passport",
+        "how far the judge can be trusted",
+        S.passport,
+        (),
+        ("evaluate.judge", "evaluate.passport", "evaluate.passport_pairs", "evaluate.people"),
+    ),
+    Stage(
         "evaluate",
         "base against aligned on unseen premises",
         S.evaluate,
-        ("model", "premises", "export", "reward"),
+        ("model", "premises", "export", "reward", "passport"),
         ("seed", "candidates.max_tokens", "candidates.min_p", "candidates.repeat_penalty", "evaluate"),
     ),
     Stage("report", "report.html", S.report, (), ("name", "about", "memory")),
@@ -98,7 +105,9 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
             "stage": stage.name,
             "settings": {path: _lookup(recipe, path) for path in stage.settings},
             "files": {
-                path: _file_hash(_lookup(recipe, path)) for path in _FILES if path.split(".")[0] in stage.settings
+                path: _file_hash(_lookup(recipe, path))
+                for path in _FILES
+                if path in stage.settings or path.split(".")[0] in stage.settings
             },
             "needs": {name: keys[name] for name in stage.needs},
             "version": package_version("fablesmith"),
@@ -109,7 +118,16 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
     return keys
 
 
-_FILES = ("premises.file", "premises.plots", "pairs.file", "model.gguf", "model.id", "ratings.rater", "evaluate.judge")
+_FILES = (
+    "premises.file",
+    "premises.plots",
+    "pairs.file",
+    "model.gguf",
+    "model.id",
+    "ratings.rater",
+    "evaluate.judge",
+    "evaluate.people",
+)
 
 
 def _lookup(recipe: Recipe, path: str):

@@ -307,11 +307,34 @@ def export(recipe: Recipe, work) -> dict:
     return {**facts, "megabytes": round(final.stat().st_size / 2**20)}
 
 
+def passport(recipe: Recipe, work) -> dict:
+    """passport.json and passport.svg of the judge: found beside its model, in the cache or shipped, else made here."""
+    from toolkit.evaluate.charts import passport as picture
+    from toolkit.judges import issue_passport, open_judge
+
+    settings = recipe.evaluate
+    if settings.passport == "skip":
+        return {"line": "", "threshold": 0.0, "from": "skipped"}
+    opened = open_judge(settings.judge, on=settings.judge_on)
+    found, source = opened.passport, "found"
+    if found is None or (settings.people and Path(settings.people).stem not in found.people):
+        say("  no passport of this judge yet: making it, once")
+        people = [Path(settings.people)] if settings.people else []
+        found, source = issue_passport(opened, work.out, people, settings.passport_pairs), "made"
+    opened.judge.close()
+    found.save(work.out / "passport.json")
+    (work.out / "passport.svg").write_text(picture(found), encoding="utf-8")
+    say(f"  {found.line}")
+    return {"line": found.line, "threshold": found.threshold, "from": source}
+
+
 def evaluate(recipe: Recipe, work) -> dict:
-    """plots.jsonl (both writers), verdicts.jsonl (both orders), summary with intervals."""
+    """plots.jsonl (both writers), verdicts.jsonl (both orders), panel.jsonl, summary with intervals."""
     from toolkit.engines.base import Sampling
     from toolkit.engines.load import load_engine
     from toolkit.evaluate.duel import duel_stage
+    from toolkit.evaluate.panel import sit, summarise_panel
+    from toolkit.judges import open_judge, same_family
 
     settings, c = recipe.evaluate, recipe.candidates
     sampling = Sampling(
@@ -332,10 +355,32 @@ def evaluate(recipe: Recipe, work) -> dict:
 
         return load_reward_model(work.of("reward")).score(texts, progress="reward")
 
-    judge = lambda: load_engine(settings.judge)  # noqa: E731
-    return duel_stage(
-        writers, todo, settings.per_premise, sampling, judge, score if work.has("reward") else None, work.out
+    facts = duel_stage(
+        writers,
+        todo,
+        settings.per_premise,
+        sampling,
+        lambda: open_judge(settings.judge, on=settings.judge_on).judge,
+        score if work.has("reward") else None,
+        work.out,
+        work.card("passport")["facts"]["threshold"],
     )
+    facts["warnings"] = same_family(facts["judge"], facts.pop("judge_family"), facts.pop("families"))
+    for warning in facts["warnings"]:
+        say(f"  {warning}")
+    if settings.panel:
+        heard = {p.id for p in todo[: settings.panel]}
+        plots = [
+            p
+            for p in read_jsonl(work.out / "plots.jsonl", Plot)
+            if p.premise_id in heard and p.id.split("-")[-2] == "0"
+        ]
+        members = {
+            name: (lambda name=name: load_engine(name, n_ctx=8192, on=settings.judge_on))
+            for name in dict.fromkeys((settings.judge, *settings.jury))
+        }
+        facts["panel"] = summarise_panel(sit(members, plots, work.out / "panel.jsonl"), {p.id: p.origin for p in plots})
+    return facts
 
 
 def report(recipe: Recipe, work) -> dict:

@@ -99,16 +99,18 @@ def margins(kept: list[float], rejected: list[float], threshold: float | None) -
 
 
 def wins(facts: dict) -> str:
-    """Win rate of the aligned writer (dots) and the judge's lean (rings), with 95 % intervals; 50 % is no difference."""
+    """Raw win rate of the aligned writer (dots) and the judge's lean (rings), with 95 % intervals; 50 % is no difference."""
     figure, axes = _figure(5.2, 3.0)
     names = [d.name for d in DIMENSIONS] + ["Overall"]
-    for kind, shift in (("win_rate", 0.14), ("lean_rate", -0.14)):
+    for kind, shift in (("raw_win_rate", 0.14), ("lean_rate", -0.14)):
         rows = [facts[f"{kind}_by_dimension"][d.key] for d in DIMENSIONS] + [facts[kind]]
         for y, (value, low, high) in enumerate(rows):
+            if value is None:
+                continue
             colour = ALIGNED if y == len(rows) - 1 else BASE
             if low is not None:
                 axes.plot([100 * low, 100 * high], [y + shift] * 2, color=colour, linewidth=2, alpha=0.6)
-            face = colour if kind == "win_rate" else "none"
+            face = colour if kind == "raw_win_rate" else "none"
             axes.plot(100 * value, y + shift, "o", color=colour, markersize=6, markerfacecolor=face)
     axes.axvline(50, color=INK, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(names)), names)

@@ -45,6 +45,7 @@ def duel_stage(
         if not units:
             continue
         engine = LlamaEngine(gguf)
+        append_jsonl(out / "families.jsonl", [{"writer": name, "family": getattr(engine, "family", "")}])
         progress = bar(total=len(premises), desc=name, unit="premise", initial=len(have))
         for unit in units:
             texts = engine.generate([write_prompt(p) for p in unit], per_premise, sampling)
@@ -78,7 +79,8 @@ def duel_stage(
         progress.update(1)
     progress.close()
     verdicts = [Verdict(**v) for v in read_jsonl(verdict_path)]
-    judge_name = judge.name
+    known = {"judge": judge.name, "judge_family": judge.family}
+    known["families"] = {row["writer"]: row["family"] for row in read_jsonl(out / "families.jsonl")}
     judge.close()
     scores = None
     if score is not None:
@@ -89,7 +91,7 @@ def duel_stage(
             AspectRatings(id, {k: round(float(v), 4) for k, v in zip(KEYS, r, strict=True)}) for id, r in scores.items()
         ]
         write_jsonl(out / "scores.jsonl", rows)
-    return {"judge": judge_name, **summarise(verdicts, by_id, scores, threshold)}
+    return {**known, **summarise(verdicts, by_id, scores, threshold)}
 
 
 def summarise(

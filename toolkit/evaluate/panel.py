@@ -8,6 +8,7 @@ harm as well as help: the single-call rating of the same model stands beside the
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,18 +226,30 @@ def _json(answer: str, key: str, kind: type):
     return value if isinstance(value, kind) else None
 
 
-def tally(ratings: list[PanelRating]) -> dict:
-    """What the panels cost and dropped: claims made, kept, dropped by reason, malformed answers, plots without a rating."""
+def summarise_panel(ratings: list[PanelRating], writer: dict[str, str]) -> dict:
+    """What the panels found and what they dropped.
+
+    Args:
+        writer: plot id → who wrote it.
+
+    Returns:
+        {"members", "writers": {writer: {"plots", "panel": {dimension: mean}, "single": the same by single calls}},
+        "claims", "kept", "dropped": {reason: count}, "malformed", "without_rating": {reason: count}}.
+    """
     claims = [c for r in ratings for o in r.opinions for c in o.claims]
-    reasons: dict[str, int] = {}
-    for c in claims:
-        if c.dropped:
-            reasons[c.dropped] = reasons.get(c.dropped, 0) + 1
+    writers = {}
+    for name in dict.fromkeys(writer[r.plot_id] for r in ratings):
+        rated = [r for r in ratings if writer[r.plot_id] == name and r.scores]
+        writers[name] = {"plots": len(rated)} | {
+            which: {k: round(float(np.mean([getattr(r, at)[k] for r in rated])), 4) for k in KEYS} if rated else {}
+            for which, at in (("panel", "scores"), ("single", "single"))
+        }
     return {
-        "plots": len(ratings),
+        "members": list(dict.fromkeys(o.judge for r in ratings for o in r.opinions)),
+        "writers": writers,
         "claims": len(claims),
         "kept": sum(not c.dropped for c in claims),
-        "dropped": reasons,
+        "dropped": dict(Counter(c.dropped for c in claims if c.dropped)),
         "malformed": sum(o.malformed for r in ratings for o in r.opinions),
-        "without_rating": sum(not r.scores for r in ratings),
+        "without_rating": dict(Counter(r.error for r in ratings if not r.scores)),
     }

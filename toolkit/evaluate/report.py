@@ -23,6 +23,8 @@ def write_report(recipe: Recipe, work, path: Path) -> None:
         f'<p class="quiet">{_e(recipe.about)}</p>',
         *_verdict(facts),
         *_evaluation(facts, work),
+        *_passport(facts, work),
+        *_panel(facts, work),
         *_texts(work),
         *(_reward(work) if work.has("reward") else []),
         *_pairs(recipe, work),
@@ -39,24 +41,49 @@ def verdict_lines(facts: dict) -> list[str]:
     """What the evaluation says, in plain sentences: also when the reward moved and the judge did not."""
     value, low, high = facts["win_rate"]
     sure = low is not None and (low > 0.5 or high < 0.5)
-    judge = (
-        f"The judge prefers the aligned model in {_pct(value)} of {facts['pairs']} pairs (ties count half; "
-        f"95 % interval {_pct(low)} to {_pct(high)})"
-    )
-    judge += ": " + (
-        ("a real gain." if value > 0.5 else "a real loss.") if sure else "not distinguishable from no difference."
-    )
-    lines = [judge]
-    if facts["ties_by_order"] > 0.5:
-        lines.append(
-            f"In {_pct(facts['ties_by_order'])} of the pairs its verdict changed with the order of the two texts: on these "
-            "plots the judge mostly cannot tell, so weigh its verdict accordingly."
+    held_back = facts["no_verdict"]
+    if value is None:
+        why = (
+            "its passport says that no verdict of it is to be trusted"
+            if facts["threshold"] is None
+            else "it was never sure enough"
         )
-        lean, low_lean, high_lean = facts["lean_rate"]
-        lines.append(
-            f"With the order's pull cancelled out it leans to the aligned model in {_pct(lean)} of the pairs "
-            f"(95 % interval {_pct(low_lean)} to {_pct(high_lean)})."
+        raw, low_raw, high_raw = facts["raw_win_rate"]
+        lines = [f"The judge gives no verdict on any of {facts['pairs']} pairs: {why}."]
+        if raw is not None:
+            lines.append(
+                f"For the record, untrusted: it would have preferred the aligned model in {_pct(raw)} (95 % interval "
+                f"{_pct(low_raw)} to {_pct(high_raw)}), with the order deciding in {_pct(facts['ties_by_order'])} of the pairs."
+            )
+    else:
+        judge = (
+            f"The judge prefers the aligned model in {_pct(value)} of {facts['pairs'] - held_back} pairs (ties count half; "
+            f"95 % interval {_pct(low)} to {_pct(high)})"
         )
+        lines = [
+            judge
+            + ": "
+            + (
+                ("a real gain." if value > 0.5 else "a real loss.")
+                if sure
+                else "not distinguishable from no difference."
+            )
+        ]
+        level, low_level, high_level = facts["length_controlled"]
+        lines.append(f"At equal length it would be {_pct(level)} ({_pct(low_level)} to {_pct(high_level)}).")
+        if held_back:
+            lines.append(
+                f"On {held_back} of {facts['pairs']} pairs it gives no verdict: it was not as sure as its passport asks, "
+                "or could not read them."
+            )
+        if facts["ties_by_order"] > 0.5:
+            lean, low_lean, high_lean = facts["lean_rate"]
+            lines.append(
+                f"In {_pct(facts['ties_by_order'])} of the pairs its verdict changed with the order of the two texts: on "
+                "these plots the judge mostly cannot tell, so weigh its verdict accordingly. With the order's pull "
+                f"cancelled out it leans to the aligned model in {_pct(lean)} of the pairs (95 % interval {_pct(low_lean)} "
+                f"to {_pct(high_lean)})."
+            )
     if reward := facts.get("reward"):
         gain, low_gain, high_gain = reward["gain"]
         moved = low_gain is not None and (low_gain > 0 or high_gain < 0)
@@ -93,7 +120,7 @@ def _evaluation(facts: dict, work) -> list[str]:
     out.append(
         _figure(
             charts.wins(facts),
-            f"Judge: {facts['judge']}. Each pair is asked in both orders; a verdict that changes with the order is a tie. Rings: the judge's lean with the order's pull cancelled out.",
+            f"Judge: {facts['judge']}, every answer counted, trusted or not. Each pair is asked in both orders; a verdict that changes with the order is a tie. Rings: the judge's lean with the order's pull cancelled out.",
         )
     )
     out.append("</div>")
@@ -105,11 +132,67 @@ def _evaluation(facts: dict, work) -> list[str]:
         ["measure", "value"],
         [
             ["pairs, premises", f"{facts['pairs']}, {facts['premises']} (none seen in training)"],
-            ["won, lost, tied", f"{facts['wins']}, {facts['losses']}, {facts['pairs'] - facts['wins'] - facts['losses']}"],
+            ["won, lost, tied, no verdict", f"{facts['wins']}, {facts['losses']}, {facts['pairs'] - facts['no_verdict'] - facts['wins'] - facts['losses']}, {facts['no_verdict']}"],
+            ["win rate at equal length", _interval(facts["length_controlled"])],
             ["length, characters", f"aligned {chars['aligned']:.0f}, base {chars['base']:.0f}"],
             ["baseline, length alone: the longer one wins", longer],
         ],
     ))  # fmt: skip
+    return out
+
+
+def _passport(facts: dict, work) -> list[str]:
+    card = work.card("passport")["facts"]
+    out = ["<h2>How far the judge can be trusted</h2>"]
+    if not card["line"]:
+        out.append(
+            "<p>The recipe skips the judge's passport: nothing is known of how far its verdicts can be trusted.</p>"
+        )
+    else:
+        picture = (work.of("passport") / "passport.svg").read_text(encoding="utf-8")
+        out += [f"<p>{_e(card['line'])}</p>", f'<div class="row">{_figure(picture, PASSPORT)}</div>']
+    return out + [f"<p>{_e(line[0].upper() + line[1:])}.</p>" for line in facts["warnings"]]
+
+
+PASSPORT = (
+    "Points with 95 % intervals; the dotted mark is what a judge without sense or fault would show. Pairs of known order: "
+    "well-made plots of the house against their own damage."
+)
+
+
+def _panel(facts: dict, work) -> list[str]:
+    panel = facts.get("panel")
+    if not panel:
+        return []
+    dropped = ", ".join(f"{n} {_e(why)}" for why, n in panel["dropped"].items()) or "none"
+    out = [
+        "<h2>A panel heard some plots</h2>",
+        f"<p>Critics for and against each dimension, a close reader who must quote the plot for every claim, an editor who "
+        f"weighs what is left ({_e(', '.join(panel['members']))}). {panel['kept']} of {panel['claims']} claims could be "
+        f"supported by a quote; dropped: {dropped}; {panel['malformed']} critics answered in no readable form. Debate can "
+        "harm as well as help, so the same model's single call stands beside it.</p>",
+    ]
+    rows = []
+    for writer, found in panel["writers"].items():
+        for which in ("panel", "single"):
+            means = found[which]
+            cells = [f"{means[d.key]:.2f}" if means else "none" for d in DIMENSIONS]
+            rows.append(
+                [f"{writer}, {'panel' if which == 'panel' else 'single call'} ({found['plots']} plots)", *cells]
+            )
+    out.append(_table(["mean rating, 1 to 10", *(d.name for d in DIMENSIONS)], rows))
+    if panel["without_rating"]:
+        reasons = "; ".join(f"{n} plots: {why}" for why, n in panel["without_rating"].items())
+        out.append(f"<p>Without a rating: {_e(reasons)}.</p>")
+    first = next(iter(read_jsonl(work.of("evaluate") / "panel.jsonl")), None)
+    if first is not None:
+        lines = "".join(
+            f"<li>{_e(c['dimension'])}, {_e(c['side'])}: {_e(c['claim'])} "
+            + (f"<i>dropped: {_e(c['dropped'])}</i>" if c["dropped"] else f"“{_e(c['quote'])}”")
+            + "</li>"
+            for c in first["claims"]
+        )
+        out.append(f"<details><summary>Claims about the first plot</summary><ul>{lines}</ul></details>")
     return out
 
 
@@ -238,7 +321,7 @@ def _pct(value: float | None) -> str:
 
 def _interval(found: list) -> str:
     value, low, high = found
-    return f"{_pct(value)} ({100 * low:.0f}–{100 * high:.0f})" if low == low else _pct(value)
+    return f"{_pct(value)} ({100 * low:.0f}–{100 * high:.0f})" if low is not None and low == low else _pct(value)
 
 
 def _figure(svg: str, caption: str) -> str:

@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from toolkit import api, cli
-from toolkit.errors import FablesmithError, UserError
+from toolkit import cli
+from toolkit.errors import EngineDown, FablesmithError, UserError
 from toolkit.narrative.dimensions import KEYS
 from toolkit.recipe import Recipe, recipes_folder
 from toolkit.records import AspectRatings
@@ -196,22 +197,30 @@ def test_a_dry_run_with_own_pairs_names_only_what_would_run(capsys, tmp_path):
 # ---- judge
 
 
-def rating(plot):
-    return AspectRatings(plot.id, dict.fromkeys(KEYS, 5.0))
+class Five:
+    """A judge that rates each text 5; what it was asked is in `asked`, and what stands in `answers` it answers so."""
+
+    name, family = "five", ""
+
+    def __init__(self):
+        self.asked, self.answers = [], {}
+
+    def rate(self, plot):
+        self.asked.append(plot.text)
+        answer = self.answers.get(plot.text)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer or AspectRatings(plot.id, dict.fromkeys(KEYS, 5.0), rater=self.name)
+
+    def close(self):
+        pass
 
 
 @pytest.fixture
 def judged(monkeypatch):
-    """The plots the judge was asked about; it rates each 5."""
-    asked = []
-
-    def judge(plots, model):
-        for plot in plots:
-            asked.append(plot)
-            yield rating(plot)
-
-    monkeypatch.setattr(api, "judge", judge)
-    return asked
+    judge = Five()
+    monkeypatch.setattr("toolkit.judges.open_judge", lambda *a, **k: SimpleNamespace(judge=judge, passport=None))
+    return judge
 
 
 def test_skip_bad_lines_judges_the_rest(capsys, judged):
@@ -244,4 +253,33 @@ def test_ratings_are_written_where_out_says(capsys, judged, tmp_path):
 def test_an_unwritable_out_is_told_before_the_work_is_done(capsys, judged):
     error, _ = complaint(capsys, "judge", "stories.jsonl", "--out", "stories.jsonl/ratings.jsonl")
     assert "cannot write to stories.jsonl" in error
-    assert judged == []
+    assert judged.asked == []
+
+
+@pytest.fixture
+def three(tmp_path):
+    texts = ("Ann ran.", "Bea stayed.", "Cy slept.")
+    (tmp_path / "three.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    return texts
+
+
+def test_a_text_without_a_rating_says_why_and_the_others_are_rated(capsys, judged, three, monkeypatch):
+    monkeypatch.delenv("FABLESMITH_QUIET", raising=False)
+    judged.answers["Bea stayed."] = AspectRatings("x", {}, rater="five", error="the text is too long")
+    assert cli.main(["judge", "three.jsonl"]) == 0
+    out, err = capsys.readouterr()
+    rows = out.splitlines()[1:]
+    assert [row.split()[-1] for row in rows] == ["5.00", "long", "5.00"]
+    assert "1 of 3 texts have no rating" in err
+    assert "this judge has no passport" in err
+
+
+def test_a_judge_that_dies_leaves_what_it_rated_and_the_same_command_goes_on(capsys, judged, three, tmp_path):
+    judged.answers["Bea stayed."] = EngineDown("the server did not answer", "is it running?")
+    assert cli.main(["judge", "three.jsonl", "--out", "ratings.jsonl"]) == 2
+    assert "1 of 3 texts were rated and are in ratings.jsonl" in capsys.readouterr().err
+    assert len((tmp_path / "ratings.jsonl").read_text().splitlines()) == 1
+    judged.answers.clear()
+    assert cli.main(["judge", "three.jsonl", "--out", "ratings.jsonl"]) == 0
+    assert judged.asked == ["Ann ran.", "Bea stayed.", "Bea stayed.", "Cy slept."]
+    assert len((tmp_path / "ratings.jsonl").read_text().splitlines()) == 3

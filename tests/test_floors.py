@@ -16,7 +16,7 @@ FLOORS = [
     ("stages",),
     ("runner",),
     ("api",),
-    ("cli", "demo"),
+    ("cli", "cli_judging", "demo"),
     ("__init__", "__main__"),
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from toolkit.engines.base import Sampling
 from toolkit.engines.load import load_engine
-from toolkit.narrative.dimensions import KEYS
 from toolkit.narrative.writing import check_premise, write_prompt
 from toolkit.records import AspectRatings, Plot, text_id
 
@@ -61,40 +60,58 @@ def write(premise: str, n: int = 1, **settings) -> list[str]:
 
 
 def rate(texts: Iterable[str | Plot], reward: str | Path) -> list[AspectRatings]:
-    """Five ratings a text by a trained reward model.
+    """Ratings of each text by a trained reward model; a record with `error` for a text it cannot read.
 
     Args:
         reward: folder of the reward model, or of the run that trained it.
 
-    Raises UserError when there is none, or a text is empty or too long.
+    Raises UserError when there is none.
     """
+    from toolkit.errors import UserError
     from toolkit.reward.model import load_reward_model
 
-    plots = [_plot(t) for t in texts]
-    values = load_reward_model(reward).score([p.text for p in plots])
-    return [
-        AspectRatings(
-            p.id, {k: round(float(v), 3) for k, v in zip(KEYS, row, strict=True)}, rater=f"reward model {reward}"
-        )
-        for p, row in zip(plots, values, strict=True)
-    ]
+    plots, name = [_plot(t) for t in texts], f"reward model {reward}"
+    model, records, readable = load_reward_model(reward), {}, []
+    for plot in plots:
+        try:
+            model.encode([plot.text])
+            readable.append(plot)
+        except UserError as error:
+            records[plot.id] = AspectRatings(plot.id, {}, rater=name, error=str(error).removeprefix("text 1 of 1 "))
+    values = model.score([p.text for p in readable], progress="scoring") if readable else []
+    for plot, row in zip(readable, values, strict=True):
+        scores = {k: round(float(v), 3) for k, v in zip(model.config.dimensions, row, strict=True)}
+        records[plot.id] = AspectRatings(plot.id, scores, rater=name)
+    return [records[p.id] for p in plots]
 
 
-def judge(texts: Iterable[str | Plot], judge: str | Path = "embedded") -> Iterator[AspectRatings]:
+def judge(
+    texts: Iterable[str | Plot],
+    judge: str | Path = "embedded",
+    *,
+    guard: str = "tags",
+    on: str = "auto",
+    any_language: bool = False,
+) -> Iterator[AspectRatings]:
     """Five ratings a text by a quantized judge that is independent of the reward model, one after the other.
 
     Args:
-        judge: embedded, a .gguf file, an http address, a folder or hub id.
+        judge: embedded, a catalogue name, a .gguf file, a run folder, an http address, a folder or hub id.
+        guard: how texts are shown to it (narrative.quoting.GUARDS).
+        on: auto, cpu or gpu.
+        any_language: also rate texts in languages that no passport covers.
+
+    A text that cannot be rated gives a record with `error` and no scores. Raises EngineDown when the judge is gone.
     """
-    from toolkit.evaluate.judge import judge_plot
+    from toolkit.judges import open_judge
 
     plots = [_plot(t) for t in texts]
-    engine = load_engine(judge, n_ctx=8192)
+    opened = open_judge(judge, guard=guard, reason=16, languages=None if any_language else ("en", "zh"), on=on)
     try:
         for plot in plots:
-            yield judge_plot(engine, plot)
+            yield opened.judge.rate(plot)
     finally:
-        engine.close()
+        opened.judge.close()
 
 
 def run(recipe: str | Path, out: str | Path | None = None, **overrides) -> Path:

@@ -7,6 +7,7 @@ import random
 import sys
 from pathlib import Path
 
+from toolkit import cli_judging
 from toolkit.errors import FablesmithError, UserError
 
 EXAMPLES = {
@@ -14,8 +15,7 @@ EXAMPLES = {
     "recipes": "fablesmith recipes",
     "write": 'fablesmith write "A lighthouse keeper learns what the light keeps away." -n 3 --seed 1\n'
     '  fablesmith write "A lighthouse keeper learns what the light keeps away." --model runs/quickstart',
-    "rate": "fablesmith rate stories.jsonl --with runs/quickstart",
-    "judge": "fablesmith judge stories.jsonl",
+    **cli_judging.EXAMPLES,
 }
 MODEL_HELP = "embedded, a .gguf file, a run folder, an http address, a folder or hub id (default: embedded)"
 
@@ -63,21 +63,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-tokens", type=int, default=220, help="longest plot (default: 220)")
     p.add_argument("--json", action="store_true", help="one JSON line a plot")
 
-    for name, help in (
-        ("rate", "rate texts on five dimensions with a reward model you trained"),
-        ("judge", "rate texts on five dimensions with a quantized judge"),
-    ):
-        p = verb(name, help)
-        p.add_argument("file", type=Path, help="JSONL with texts: ours, messages, ShareGPT, Alpaca …")
-        if name == "rate":
-            p.add_argument(
-                "--with", dest="reward", type=Path, required=True, metavar="RUN", help="the run that trained it"
-            )
-        else:
-            p.add_argument("--model", default="embedded", help=MODEL_HELP)
-        p.add_argument("--out", type=Path, help="write JSONL there instead of a table")
-        p.add_argument("--json", action="store_true", help="one JSON line a text instead of a table")
-        p.add_argument("--skip-bad-lines", action="store_true", help="leave bad lines out and count them")
+    cli_judging.add_verbs(verb)
     return top
 
 
@@ -204,64 +190,4 @@ def _heading(i: int, n: int) -> None:
         print(f"── {i + 1} of {n} " + "─" * 40)
 
 
-def _rate(args) -> None:
-    from toolkit.records import read_plots
-
-    _check_out(args.out)
-    plots = _texts(read_plots(args.file, args.skip_bad_lines))
-    from toolkit.api import rate
-
-    _ratings(args, plots, rate(plots, args.reward))
-
-
-def _judge(args) -> None:
-    from toolkit.api import judge
-    from toolkit.progress import bar
-    from toolkit.records import read_plots
-
-    _check_out(args.out)
-    plots = _texts(read_plots(args.file, args.skip_bad_lines))
-    _ratings(args, plots, list(bar(judge(plots, args.model), total=len(plots), desc="judge", unit="text")))
-
-
-def _check_out(path: Path | None) -> None:
-    """Before the work, not after it: can the file be written?"""
-    if path is not None:
-        from toolkit.hardware import require_writable
-
-        if path.is_dir():
-            raise UserError(f"{path} is a folder", "name a file with --out")
-        require_writable(path.parent)
-
-
-def _texts(imported) -> list:
-    from toolkit.progress import say
-
-    for bad in imported.bad:
-        say(f"left out {bad}")
-    if imported.bad:
-        say(f"{len(imported.bad)} bad lines left out, {len(imported.rows)} texts kept")
-    return imported.rows
-
-
-def _ratings(args, plots, ratings) -> None:
-    from toolkit.narrative.dimensions import DIMENSIONS
-    from toolkit.records import dump, write_jsonl
-
-    if args.out:
-        write_jsonl(args.out, ratings)
-        print(args.out)
-        return
-    if args.json:
-        for r in ratings:
-            print(dump(r))
-        return
-    short = [d.name.split()[0] if d.key != "coherence" else "Coherence" for d in DIMENSIONS]
-    print(f"{'text':<34}" + "".join(f"{s:>11}" for s in short) + f"{'mean':>8}")
-    for plot, r in zip(plots, ratings, strict=True):
-        start = plot.text.replace("\n", " ")
-        start = start if len(start) <= 32 else start[:31] + "…"
-        print(f"{start:<34}" + "".join(f"{r.scores[d.key]:>11.2f}" for d in DIMENSIONS) + f"{r.mean:>8.2f}")
-
-
-_VERBS = {"run": _run, "recipes": _recipes, "write": _write, "rate": _rate, "judge": _judge}
+_VERBS = {"run": _run, "recipes": _recipes, "write": _write, **cli_judging.VERBS}

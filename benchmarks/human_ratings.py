@@ -1,68 +1,101 @@
-"""How well a run's reward model agrees with people, beside what length alone and one more person reach.
+"""How judges agree with people, beside what length, the language model's likelihood and one more person reach.
 
-    python benchmarks/human_ratings.py runs/quickstart ../shared/data/human-ratings/plots.jsonl
+    python benchmarks/human_ratings.py ../shared/data/human-ratings/*.jsonl --judge runs/quickstart/reward --judge embedded
 
-Prints a Markdown table: Spearman with a 95 % bootstrap interval over texts. "Within generators" is the mean of the
-correlations inside each system's texts, since knowing which generator wrote a text already tells much.
+Prints a Markdown table a file: Spearman with a 95 % bootstrap interval over texts, the mean correlation inside each
+writer's texts (knowing who wrote a text already tells much), pair accuracy within a prompt, and quadratic-weighted kappa.
+What was asked is kept in --out, so that a second call asks nothing again.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
+from toolkit.evaluate.passport import SAME_QUESTION, Asked, against_people
+from toolkit.judges import open_judge
 from toolkit.narrative.dimensions import KEYS
-from toolkit.stats import spearman, spearman_interval
+from toolkit.people import RatedText, read_people
+from toolkit.progress import bar
+from toolkit.records import AspectRatings, Plot, append_jsonl, read_jsonl
 
 
-def interval(mine, people) -> str:
-    value, low, high = spearman_interval(mine, people)
-    return f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
+def as_ratings(rows: list[RatedText], values: np.ndarray) -> list[tuple[RatedText, AspectRatings]]:
+    """One value a text, as if a judge had given it for every dimension; put on 1 … 10, so that kappa means something."""
+    scaled = 1 + 9 * (values - values.min()) / (np.ptp(values) or 1)
+    return [(r, AspectRatings(r.id, dict.fromkeys(KEYS, float(v)))) for r, v in zip(rows, scaled, strict=True)]
 
 
-def within(mine, people, systems) -> float:
-    found = [spearman(mine[systems == s], people[systems == s]) for s in sorted(set(systems))]
-    return float(np.nanmean(found))
+def likelihoods(rows: list[RatedText], path: Path) -> np.ndarray:
+    """Mean log-probability (nats a token) that the embedded model gives each text."""
+    from toolkit.engines.load import load_engine
+
+    known = {row["id"]: row["logp"] for row in read_jsonl(path)}
+    if any(r.id not in known for r in rows):
+        engine = load_engine("embedded", n_ctx=8192)
+        for r in bar(rows, total=len(rows), desc="likelihood", unit="text"):
+            if r.id not in known:
+                known[r.id] = float(engine.logps(engine.tokenize(r.text, special=False)).mean())
+                append_jsonl(path, [{"id": r.id, "logp": known[r.id]}])
+        engine.close()
+    return np.array([known[r.id] for r in rows])
 
 
-def one_against_the_rest(ratings: list[list[float]]) -> float:
-    """Mean Spearman of one rater with the mean of the others, over which one it is."""
-    table = np.array([r for r in ratings if len(r) == max(map(len, ratings))], dtype=float)
-    columns = range(table.shape[1])
-    return float(np.mean([spearman(table[:, i], np.delete(table, i, axis=1).mean(1)) for i in columns]))
+def interval(found: list | None, percent: bool = False) -> str:
+    if found is None or found[0] != found[0]:
+        return "–"
+    value, low, high = found
+    return (
+        f"{100 * value:.0f} % ({100 * low:.0f}–{100 * high:.0f})"
+        if percent
+        else f"{value:+.2f} ({low:+.2f} to {high:+.2f})"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="a run that trained a reward model")
-    parser.add_argument("ratings", type=Path, help="JSONL with text, ratings {aspect: [person, …]}, mean, system")
-    args = parser.parse_args()
-    from toolkit import load_reward_model
-
-    rows = [json.loads(line) for line in args.ratings.read_text(encoding="utf-8").splitlines()]
-    texts, systems = [r["text"] for r in rows], np.array([r.get("system", "") for r in rows])
-    scores = load_reward_model(args.run).score(texts, progress="scoring")
-    lengths = np.array([len(t) for t in texts], dtype=float)
-    aspects = sorted(rows[0]["mean"])
-    overall = np.mean([[r["mean"][a] for a in aspects] for r in rows], axis=1)
-    print(f"{len(rows)} texts of {args.ratings.name}, {len(set(systems))} generators; reward model of {args.run}\n")
-    print(
-        "| people's rating | reward model's | Spearman | within generators | length alone | one person against the rest |"
+    parser.add_argument(
+        "ratings", type=Path, nargs="+", help="JSONL with people's ratings (toolkit.people.read_people)"
     )
-    print("|---|---|---|---|---|---|")
-    coherence = KEYS.index("coherence")
-    for aspect in [*aspects, "overall"]:
-        people = overall if aspect == "overall" else np.array([r["mean"][aspect] for r in rows])
-        picked = aspects if aspect == "overall" else [aspect]
-        rater_rows = [np.mean([r["ratings"][a] for a in picked], axis=0).tolist() for r in rows]
-        for name, mine in (("coherence", scores[:, coherence]), ("mean of five", scores.mean(1))):
-            if aspect not in ("coherence", "overall") and name == "coherence":
-                continue
-            print(
-                f"| {aspect} | {name} | {interval(mine, people)} | {within(mine, people, systems):+.2f} | "
-                f"{interval(lengths, people)} | {one_against_the_rest(rater_rows):+.2f} |"
-            )
+    parser.add_argument("--judge", action="append", default=[], help="what open_judge takes; may be repeated")
+    parser.add_argument("--out", type=Path, default=Path("runs/human_ratings"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for path in args.ratings:
+        rows = read_people(path)
+        raters = {}
+        for spec in args.judge:
+            opened = open_judge(spec)
+            asked = Asked(opened.judge, args.out / f"{path.stem}-{opened.identity}.jsonl")
+            asked.bar = bar(total=len(rows), desc=path.stem, unit="text")
+            raters[spec] = [(r, asked.rate(Plot(r.id, r.text))) for r in rows]
+            asked.bar.close()
+            opened.judge.close()
+        raters["likelihood"] = as_ratings(rows, likelihoods(rows, args.out / f"{path.stem}-likelihood.jsonl"))
+        raters["length alone"] = as_ratings(rows, np.array([len(r.text) for r in rows], float))
+        writers = len({r.system for r in rows if r.system})
+        print(
+            f"\n{len(rows)} texts of {path.name}, {len({r.group for r in rows})} prompts, {writers or 'unnamed'} writers\n"
+        )
+        print("| people's rating | rater | Spearman | within writers | pairs of one prompt ordered rightly | kappa |")
+        print("|---|---|---|---|---|---|")
+        for aspect in rows[0].mean:
+            for name, scored in raters.items():
+                f = against_people([x for x in scored if not x[1].error])[aspect]
+                what = (
+                    "" if name in ("likelihood", "length alone") else f", {SAME_QUESTION.get(aspect, 'mean of five')}"
+                )
+                within = "–" if f["within"] is None else f"{f['within']:+.2f}"
+                pairs = f"{interval(f['accuracy'], True)} of {f['pairs']}" if f["pairs"] >= 10 else "–"
+                print(
+                    f"| {aspect} | {name}{what} | {interval(f['spearman'])} | {within} | {pairs} | {f['kappa']:+.2f} |"
+                )
+            rest = f["rest"]
+            print(f"| {aspect} | one person against the rest | {'–' if rest is None else f'{rest:+.2f}'} | | | |")
+        unrated = {name: [a.error for _, a in scored if a.error] for name, scored in raters.items()}
+        for name, errors in unrated.items():
+            if errors:
+                print(f"\n{name}: {len(errors)} texts without a rating (for example: {errors[0]}).")
 
 
 if __name__ == "__main__":

@@ -86,3 +86,13 @@ def test_length_alone_is_as_known(aspect, known):
 @pytest.mark.parametrize("name", ["plots", "stories", "hanna"])
 def test_the_public_files_are_read(name):
     assert len(read_people(FOLDER / f"{name}.jsonl")) >= 30
+
+
+def test_what_the_writer_was_asked_for_is_kept(tmp_path):
+    path = tmp_path / "rated.jsonl"
+    rows = [
+        {"text": "A tale.", "mean": {"likability": 3}, "prompt": "A well."},
+        {"text": "B.", "mean": {"likability": 1}},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert [r.prompt for r in read_people(path, needed=1)] == ["A well.", ""]

@@ -17,7 +17,8 @@ NEEDED = 30  # texts; with fewer an interval of a correlation covers nearly ever
 class RatedText:
     """One text and what people gave it. `mean`: aspect → value; `people`: aspect → one value a person (may be empty).
 
-    `group` holds together what must not be split (one prompt, one content plan); `system` is who wrote the text.
+    `group` holds together what must not be split (one prompt, one content plan); `system` is who wrote the text;
+    `prompt` is what the writer was asked for, "" when the file does not say.
     """
 
     id: str
@@ -26,6 +27,7 @@ class RatedText:
     people: dict[str, tuple[float, ...]]
     group: str = ""
     system: str = ""
+    prompt: str = ""
 
 
 def read_people(path: Path, needed: int = NEEDED) -> list[RatedText]:
@@ -64,11 +66,11 @@ def read_people(path: Path, needed: int = NEEDED) -> list[RatedText]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path}:{number}: {reason}", "mend the line") from None
-        group, system = (str(row.get(k) or "") for k in ("group", "system"))
+        group, system, prompt = (str(row.get(k) or "") for k in ("group", "system", "prompt"))
         if not system and "human_written" in row:
             system = "human" if row["human_written"] else "machine"
-        group = group or text_id(str(row.get("prompt") or text), "g")
-        rows.append(RatedText(str(row.get("id") or text_id(text)), text, mean, people, group, system))
+        group = group or text_id(prompt or text, "g")
+        rows.append(RatedText(str(row.get("id") or text_id(text)), text, mean, people, group, system, prompt))
     if len(rows) < needed:
         raise UserError(
             f"{path} holds {len(rows)} rated texts; at least {needed} are needed",

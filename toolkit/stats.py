@@ -76,3 +76,121 @@ def length_controlled(groups: list[np.ndarray], seed: int = 0) -> tuple[float, f
         return float(1 / (1 + np.exp(-w[0])))
 
     return cluster_bootstrap(groups, at_equal_length, seed, 500) if groups else (float("nan"),) * 3
+
+
+def wilson(right: float, n: float, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval (low, high) of a share of `right` in `n`; NaN for n = 0. Unlike a bootstrap it has a width at 0 and at 1."""
+    if n <= 0:
+        return float("nan"), float("nan")
+    share = right / n
+    middle = share + z * z / (2 * n)
+    half = z * np.sqrt(max(share * (1 - share), 0.0) / n + z * z / (4 * n * n))
+    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return max(float(low), 0.0), min(float(high), 1.0)
+
+
+def share_interval(groups: list[np.ndarray], seed: int = 0) -> tuple[float, float, float]:
+    """(share, low, high) of values in 0 … 1: the wider of Wilson's interval and the bootstrap over whole groups.
+
+    The bootstrap alone has no width where all values are alike; Wilson's alone does not know that groups stand together.
+    """
+    if not groups:
+        return (float("nan"),) * 3
+    value, low, high = cluster_bootstrap(groups, seed=seed)
+    rows = np.concatenate(groups)
+    sides = wilson(rows.sum(), len(rows))
+    return value, float(np.nanmin([low, sides[0]])), float(np.nanmax([high, sides[1]]))
+
+
+# ---- two samples; `wa` (…, n) and `wb` (…, m) say how often each value counts, once when None
+
+
+def mean_difference(a, b, wa=None, wb=None):
+    """Mean of a − mean of b, (…)."""
+    a, b, wa, wb = _counted(a, b, wa, wb)
+    return wa @ a / wa.sum(-1) - wb @ b / wb.sum(-1)
+
+
+def cohen_d(a, b, wa=None, wb=None):
+    """(mean of a − mean of b) in pooled standard deviations (n − 1), (…); NaN under 2 values a side or without any spread."""
+    a, b, wa, wb = _counted(a, b, wa, wb)
+    if min(len(a), len(b)) < 2:
+        return np.full(wa.shape[:-1], np.nan)[()]
+    squares = 0.0
+    for values, w in ((a, wa), (b, wb)):
+        away = values - values.mean()  # near 0, so that the difference of squares below loses nothing
+        squares = squares + w @ away**2 - (w @ away) ** 2 / w.sum(-1)
+    pooled = np.sqrt(np.maximum(squares, 0) / (wa.sum(-1) + wb.sum(-1) - 2))
+    return np.where(pooled > 1e-9, mean_difference(a, b, wa, wb) / np.maximum(pooled, 1e-9), np.nan)[()]
+
+
+def auc(a, b, wa=None, wb=None):
+    """Probability that a value of `a` is above one of `b`, ties counting half (Mann-Whitney), (…); NaN for an empty side."""
+    a, b, wa, wb = _counted(a, b, wa, wb)
+    if not len(a) or not len(b):
+        return np.full(wa.shape[:-1], np.nan)[()]
+    order = np.argsort(b)
+    below = np.concatenate([np.zeros((*wb.shape[:-1], 1)), np.cumsum(wb[..., order], -1)], -1)
+    lower, upper = (np.searchsorted(b[order], a, side) for side in ("left", "right"))
+    won = (wa * (below[..., lower] + below[..., upper])).sum(-1) / 2
+    return won / (wa.sum(-1) * wb.sum(-1))
+
+
+def _counted(a, b, wa, wb):
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    return a, b, np.ones(len(a)) if wa is None else wa, np.ones(len(b)) if wb is None else wb
+
+
+def permutation_p(a, b, seed: int = 0, draws: int = 10_000) -> float:
+    """Two-sided p of a difference of means when the labels are shuffled: (k + 1) / (draws + 1), never 0."""
+    both = np.concatenate([np.asarray(a, float), np.asarray(b, float)])
+    if not len(a) or not len(b):
+        return float("nan")
+    both = both - both.mean()  # then the mean of a alone tells the difference
+    seen = abs(both[: len(a)].sum()) - 1e-9 * np.abs(both).sum()  # equal sums in another order are equal
+    rng = np.random.default_rng(seed)
+    rows = max(1, min(draws, 2_000_000 // len(both)))  # memory, not arithmetic
+    k = 0
+    for start in range(0, draws, rows):
+        shuffled = rng.permuted(np.tile(both, (min(rows, draws - start), 1)), axis=1)
+        k += int((np.abs(shuffled[:, : len(a)].sum(1)) >= seen).sum())
+    return (k + 1) / (draws + 1)
+
+
+def two_sample_bootstrap(a, b, statistic: Callable, seed: int = 0, draws: int = DRAWS) -> tuple[float, float, float]:
+    """(statistic, low, high): 95 % percentile bootstrap, each side drawn by itself.
+
+    Args:
+        statistic: (a, b, wa, wb) → (draws,), with the weights above: all draws are counted at once.
+    """
+    value = float(statistic(a, b, None, None))
+    if min(len(a), len(b)) < 2:
+        return value, float("nan"), float("nan")
+    rng = np.random.default_rng(seed)
+    wa, wb = (rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(float) for n in (len(a), len(b)))
+    drawn = statistic(a, b, wa, wb)
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn):
+        return value, float("nan"), float("nan")
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return value, float(low), float(high)
+
+
+# ---- agreement
+
+
+def quadratic_kappa(a, b) -> float:
+    """Cohen's kappa with quadratic weights for two raters' categories, given as numbers; NaN where both are constant and alike.
+
+    1 − mean squared difference / what it would be with the same two margins and no relation.
+    """
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if not len(a):
+        return float("nan")
+    chance = a.var() + b.var() + (a.mean() - b.mean()) ** 2
+    return float(1 - ((a - b) ** 2).mean() / chance) if chance > 0 else float("nan")
+
+
+def rounded(values, digits: int = 4) -> list[float | None]:
+    """Numbers for a JSON file: NaN and infinity become null."""
+    return [round(float(v), digits) if np.isfinite(v) else None for v in values]

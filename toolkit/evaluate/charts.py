@@ -180,3 +180,36 @@ def passport(p) -> str:
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_axis_off()
     return _svg(figure, f"Passport of {p.judge}")
+
+
+def overlap(rows: dict[str, tuple[list[float], list[float]]], names: tuple[str, str], title: str) -> str:
+    """Two samples of ratings, one row a label: smoothed distributions over each other, a dot for each text, a line at each mean."""
+    figure, axes = _figure(5.6, 0.5 + 0.85 * len(rows))
+    both = np.concatenate([np.concatenate([np.asarray(s, float) for s in pair]) for pair in rows.values()])
+    room = max(0.5, 0.08 * (both.max() - both.min()))
+    low, high = max(SCALE[0], both.min() - room), min(SCALE[1], both.max() + room)
+    grid = np.linspace(low, high, 200)
+    for y, pair in enumerate(reversed(rows.values())):
+        curves_ = [_smooth(np.asarray(values, float), grid) for values in pair]
+        top = max(c.max() for c in curves_)
+        for i, (values, curve, colour) in enumerate(zip(pair, curves_, (ALIGNED, BASE), strict=True)):
+            label = names[i] if y == 0 else None
+            shape = y + 0.72 * curve / top
+            axes.fill_between(grid, y, shape, color=colour, alpha=0.25, linewidth=0, label=label)
+            axes.plot(grid, shape, color=colour, linewidth=1.6)
+            axes.plot(values, np.full(len(values), y - 0.07 - 0.08 * i), "o", color=colour, markersize=2.6, alpha=0.6)
+            axes.plot([np.mean(values)] * 2, [y - 0.19, y + 0.72], color=colour, linewidth=1.2, linestyle="--")
+    axes.set_yticks(range(len(rows)), list(reversed(rows)))
+    axes.set_xlim(low, high)
+    axes.set_ylim(-0.3, len(rows) - 0.1)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("rating")
+    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    return _svg(figure, title)
+
+
+def _smooth(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Gaussian kernel density on `grid`; the width after Silverman, at least 0.1 points so that equal ratings show."""
+    width = max(0.1, 0.9 * values.std() * len(values) ** -0.2)
+    return np.exp(-0.5 * ((grid[:, None] - values) / width) ** 2).sum(1) / (len(values) * width)

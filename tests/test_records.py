@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import PLOTS
 
 from toolkit.errors import UserError
 from toolkit.records import (
@@ -22,6 +23,7 @@ from toolkit.records import (
     split_of,
     text_id,
     write_jsonl,
+    written_in,
 )
 
 ASK, GOOD, BAD = "A lighthouse keeper.", "She lit the lamp.", "It was a lamp."
@@ -347,3 +349,26 @@ def test_sentences_join_as_their_language_does(sentences, text):
 @pytest.mark.parametrize(("text", "language"), [("灯塔", "zh"), ("A 灯 lamp", "zh"), ("Amália", "en"), ("🗼", "en")])
 def test_language_is_chinese_when_a_chinese_character_is_there(text, language):
     assert guess_language(text) == language
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The keeper lit the lamp and waited for the boat that never came.", "en"),
+        ("Ann ran.", "en"),
+        ("灯塔熄灭了，没人知道为什么。", "zh"),
+        ("她说“OK”，然后把 iPhone 扔进了海里。", "zh"),
+        ("灯台の光が消えた。誰も知らない。", "other"),
+        ("Маяк погас, и никто не знал почему.", "other"),
+        ("El faro se apagó cuando la niña bajó por la escalera y nadie en el pueblo quiso decir por qué.", "other"),
+        ("Das Licht ging aus und niemand in der Stadt wollte sagen, warum es so gewesen war in jener Nacht.", "other"),
+        ("… 123 !!", "other"),
+    ],
+)
+def test_the_language_a_text_is_written_in(text, language):
+    assert written_in(text) == language
+
+
+def test_every_shipped_plot_is_taken_for_its_language():
+    for plot in read_plots(PLOTS).rows:
+        assert written_in(plot.text) == guess_language(plot.text)

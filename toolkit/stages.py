@@ -331,6 +331,7 @@ def passport(recipe: Recipe, work) -> dict:
 def evaluate(recipe: Recipe, work) -> dict:
     """plots.jsonl (both writers), verdicts.jsonl (both orders), panel.jsonl, summary with intervals."""
     from toolkit.engines.base import Sampling
+    from toolkit.engines.llama import has_gpu
     from toolkit.engines.load import load_engine
     from toolkit.evaluate.duel import duel_stage
     from toolkit.evaluate.panel import sit, summarise_panel
@@ -364,6 +365,7 @@ def evaluate(recipe: Recipe, work) -> dict:
         score if work.has("reward") else None,
         work.out,
         work.card("passport")["facts"]["threshold"],
+        beside=settings.judge_on == "cpu" and has_gpu(),
     )
     facts["warnings"] = same_family(facts["judge"], facts.pop("judge_family"), facts.pop("families"))
     for warning in facts["warnings"]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def duel_stage(
     score: Callable[[list[str]], np.ndarray] | None,
     out: Path,
     threshold: float | None = 0.0,
+    beside: bool = False,
 ) -> dict:
     """Write, judge and score; everything grows on disk and is reused after a kill.
 
@@ -33,65 +35,96 @@ def duel_stage(
         writers: {"base": GGUF, "aligned": GGUF}; both draw with the same seeds.
         score: texts → (N, 5) rewards; None leaves the mean reward out.
         threshold: of the judge's passport (Verdict.outcome).
+        beside: the judge is in memory beside the second writer and judges while that writes (for a judge on the CPU
+            and a writer on the GPU); else one after the other, never both in memory. The verdicts are the same.
 
     Returns:
         `summarise`'s figures.
     """
-    path, verdict_path = out / "plots.jsonl", out / "verdicts.jsonl"
-    for name, gguf in writers.items():
-        units = list(batched(premises, max(1, 12 // per_premise)))
-        have = {p.premise_id for p in read_jsonl(path, Plot) if p.origin == name}
-        units = [u for u in units if not {p.id for p in u} <= have]
-        if not units:
-            continue
-        engine = LlamaEngine(gguf)
-        append_jsonl(out / "families.jsonl", [{"writer": name, "family": getattr(engine, "family", "")}])
-        progress = bar(total=len(premises), desc=name, unit="premise", initial=len(have))
-        for unit in units:
-            texts = engine.generate([write_prompt(p) for p in unit], per_premise, sampling)
-            append_jsonl(
-                path,
-                [
-                    Plot(f"{p.id}-{k}-{name}", whole_sentences(text), p.id, p.text, origin=name)
-                    for p, answers in zip(unit, texts, strict=True)
-                    for k, text in enumerate(answers)
-                    if p.id not in have
-                ],
-            )
-            progress.update(len(unit))
-        progress.close()
-        engine.close()
-    plots = read_jsonl(path, Plot)
-    by_id = {p.id: p for p in plots}
-    duels = [(p, by_id[f"{p.id}-{k}-aligned"], by_id[f"{p.id}-{k}-base"]) for p in premises for k in range(per_premise)]
-    done = {(v["a"], v["b"]) for v in read_jsonl(verdict_path)}
-    judge = open_judge()
-    progress = bar(total=len(duels), desc="judge", unit="pair", initial=len(done))
-    for premise, aligned, base in duels:
-        if (aligned.id, base.id) in done:
-            continue
-        if aligned.text and base.text and aligned.text != base.text:
-            verdict = judge.compare(premise.text, aligned, base)
-        else:  # nothing to ask: twice the same text is a tie, and a text wins against an empty answer
-            sure = dict.fromkeys(KEYS, 0.5 + 0.5 * (bool(aligned.text) - bool(base.text)))
-            verdict = Verdict(premise.id, aligned.id, base.id, sure, sure)
-        append_jsonl(verdict_path, [dataclasses.asdict(verdict)])
-        progress.update(1)
-    progress.close()
-    verdicts = [Verdict(**v) for v in read_jsonl(verdict_path)]
-    known = {"judge": judge.name, "judge_family": judge.family}
+    path = out / "plots.jsonl"
+    plots = {p.id: p for p in read_jsonl(path, Plot)}
+    bench = _Bench(open_judge, plots, per_premise, len(premises), out / "verdicts.jsonl")
+    early: list[Future] = []
+    with ThreadPoolExecutor(1) as pool:
+        for name, gguf in writers.items():
+            for unit in _write(name, gguf, premises, per_premise, sampling, plots, path):
+                if beside and name == "aligned":
+                    early.append(pool.submit(bench.judge, unit))
+    for job in early:
+        job.result()  # what failed beside the writer fails here
+    bench.judge(premises)
+    verdicts = [Verdict(**v) for v in read_jsonl(bench.path)]
+    known = bench.close()
     known["families"] = {row["writer"]: row["family"] for row in read_jsonl(out / "families.jsonl")}
-    judge.close()
     scores = None
     if score is not None:
-        written = [p for p in plots if p.text]
+        written = [p for p in plots.values() if p.text]
         values = score([p.text for p in written])
         scores = {p.id: row for p, row in zip(written, values, strict=True)}
         rows = [
             AspectRatings(id, {k: round(float(v), 4) for k, v in zip(KEYS, r, strict=True)}) for id, r in scores.items()
         ]
         write_jsonl(out / "scores.jsonl", rows)
-    return {**known, **summarise(verdicts, by_id, scores, threshold)}
+    return {**known, **summarise(verdicts, plots, scores, threshold)}
+
+
+def _write(name, gguf, premises, per_premise, sampling, plots, path) -> Iterator[list[Premise]]:
+    """Let one writer write what is not in `plots` yet, in fixed units; yields each unit as it is on disk."""
+    units = list(batched(premises, max(1, 12 // per_premise)))
+    have = {p.premise_id for p in plots.values() if p.origin == name}
+    units = [u for u in units if not {p.id for p in u} <= have]
+    if not units:
+        return
+    engine = LlamaEngine(gguf)
+    append_jsonl(path.with_name("families.jsonl"), [{"writer": name, "family": engine.family}])
+    progress = bar(total=len(premises), desc=name, unit="premise", initial=len(have))
+    for unit in units:
+        texts = engine.generate([write_prompt(p) for p in unit], per_premise, sampling)
+        written = [
+            Plot(f"{p.id}-{k}-{name}", whole_sentences(text), p.id, p.text, origin=name)
+            for p, answers in zip(unit, texts, strict=True)
+            for k, text in enumerate(answers)
+            if p.id not in have
+        ]
+        append_jsonl(path, written)
+        plots.update((p.id, p) for p in written)
+        progress.update(len(unit))
+        yield unit
+    progress.close()
+    engine.close()
+
+
+class _Bench:
+    """The judge, opened when it is first needed, and what it has decided."""
+
+    def __init__(self, open_judge, plots: dict[str, Plot], per_premise: int, premises: int, path: Path):
+        self.open_judge, self.plots, self.per_premise, self.path = open_judge, plots, per_premise, path
+        self.done = {(v["a"], v["b"]) for v in read_jsonl(path)}
+        self.total, self.one = premises * per_premise, None
+
+    def judge(self, premises: list[Premise]) -> None:
+        """Judge what is not decided yet of these premises."""
+        if self.one is None:
+            self.one = self.open_judge()
+            self.bar = bar(total=self.total, desc="judge", unit="pair", initial=len(self.done))
+        for premise in premises:
+            for k in range(self.per_premise):
+                aligned, base = (self.plots[f"{premise.id}-{k}-{name}"] for name in ("aligned", "base"))
+                if (aligned.id, base.id) in self.done:
+                    continue
+                if aligned.text and base.text and aligned.text != base.text:
+                    verdict = self.one.compare(premise.text, aligned, base)
+                else:  # nothing to ask: twice the same text is a tie, and a text wins against an empty answer
+                    sure = dict.fromkeys(KEYS, 0.5 + 0.5 * (bool(aligned.text) - bool(base.text)))
+                    verdict = Verdict(premise.id, aligned.id, base.id, sure, sure)
+                append_jsonl(self.path, [dataclasses.asdict(verdict)])
+                self.done.add((aligned.id, base.id))
+                self.bar.update(1)
+
+    def close(self) -> dict:
+        self.bar.close()
+        self.one.close()
+        return {"judge": self.one.name, "judge_family": self.one.family}
 
 
 def summarise(

@@ -18,5 +18,12 @@ class UserError(FablesmithError):
         self.hint = hint
 
 
+class EngineDown(UserError):
+    """An engine is gone (a server that cannot be reached or keeps failing): the next request would fail as well.
+
+    Callers with other work or another engine may go on; a UserError that is not this one is about one request.
+    """
+
+
 class ProofError(FablesmithError):
     """A check of our own work failed (export proof, step-0 margin): the result must not be trusted."""

@@ -11,7 +11,7 @@ import pytest
 from toolkit.engines.base import Sampling
 from toolkit.engines.load import load_engine
 from toolkit.engines.server import ServerEngine
-from toolkit.errors import UserError
+from toolkit.errors import EngineDown, UserError
 
 ASK = [{"role": "user", "content": "A lamp."}]
 
@@ -19,14 +19,21 @@ ASK = [{"role": "user", "content": "A lamp."}]
 class Handler(BaseHTTPRequestHandler):
     """Gives `server.answers` one after the other (a dict, or bytes, or a status), the last one for ever."""
 
+    def do_GET(self):
+        self.server.asked.append((self.path, None))
+        self.answer(self.server.models)
+
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with self.server.lock:
             self.server.asked.append((self.path, body))
             answers = self.server.answers
             answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        answer = answer(body) if callable(answer) else answer
-        status = answer if isinstance(answer, int) else 200
+        self.answer(answer(body) if callable(answer) else answer)
+
+    def answer(self, answer):
+        status, answer = answer if isinstance(answer, tuple) else (200, answer)
+        status = answer if isinstance(answer, int) else status
         raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(raw) + self.server.missing))
@@ -45,6 +52,7 @@ def server(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.lock, server.asked, server.answers, server.missing = threading.Lock(), [], [], 0
+    server.models = 501
     server.url, server.waits = f"http://127.0.0.1:{server.server_port}/v1", waits
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -91,6 +99,7 @@ def test_the_sampling_reaches_the_server(server):
         "max_tokens": 9,
         "stop": ["\n"],
         "seed": 5,
+        "chat_template_kwargs": {"enable_thinking": False},
     }
 
 
@@ -162,14 +171,23 @@ def test_a_busy_server_is_asked_again(server, status):
 
 def test_a_server_that_stays_broken_is_given_up_with_its_status(server):
     server.answers = [500]
-    with pytest.raises(UserError, match="did not answer: 500"):
+    with pytest.raises(EngineDown, match="did not answer: 500"):
         ServerEngine(server.url, tries=3).generate([ASK], 1, Sampling())
     assert len(server.asked) == 3
 
 
 def test_a_request_the_server_refuses_is_not_repeated(server):
     server.answers = [400]
-    with pytest.raises(UserError, match="400"):
+    with pytest.raises(UserError, match="400") as caught:
+        ServerEngine(server.url).generate([ASK], 1, Sampling())
+    assert len(server.asked) == 1
+    assert not isinstance(caught.value, EngineDown)  # another text may do
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
+def test_a_server_that_refuses_every_request_is_down(server, status):
+    server.answers = [status]
+    with pytest.raises(EngineDown, match=f"{status}"):
         ServerEngine(server.url).generate([ASK], 1, Sampling())
     assert len(server.asked) == 1
 
@@ -193,6 +211,99 @@ def test_a_server_that_dies_in_the_middle_of_an_answer_is_refused(server):
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "http://", "http://127.0.0.1:port/v1"])
 def test_a_server_that_cannot_be_reached_is_named(server, url):
-    with pytest.raises(UserError, match=f"the server at {url.rstrip('/')}") as error:
+    with pytest.raises(EngineDown, match=f"the server at {url.rstrip('/')}") as error:
         ServerEngine(url, tries=2, timeout=2).generate([ASK], 1, Sampling())
     assert "is it running" in error.value.hint
+
+
+# ---- schemas, thinking, family
+
+SCHEMA = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
+RULES = {**json.loads(SCHEMA), "additionalProperties": False}
+
+
+def bodies(server):
+    return [body for _, body in server.asked]
+
+
+def test_a_schema_is_asked_for_in_the_strict_form(server):
+    server.answers = [says('{"a":1}')]
+    assert ServerEngine(server.url).generate([ASK], 1, Sampling(schema=SCHEMA)) == [['{"a":1}']]
+    named = {"name": "answer", "strict": True, "schema": RULES}
+    assert bodies(server)[0]["response_format"] == {"type": "json_schema", "json_schema": named}
+
+
+def knows_only_json_object(body):
+    if body["response_format"]["type"] == "json_schema":
+        return 422, {"detail": "Input should be 'text' or 'json_object'"}
+    return says('{"a":1}')
+
+
+def test_a_server_that_wants_another_form_of_schema_is_asked_so_from_then_on(server):
+    server.answers = [knows_only_json_object]
+    engine = ServerEngine(server.url)
+    for _ in range(2):
+        assert engine.generate([ASK], 1, Sampling(schema=SCHEMA)) == [['{"a":1}']]
+    assert [b["response_format"]["type"] for b in bodies(server)] == ["json_schema", "json_object", "json_object"]
+    assert bodies(server)[1]["response_format"]["schema"] == RULES
+
+
+def test_a_request_refused_in_both_forms_is_reported_as_first_refused(server):
+    server.answers = [(400, {"error": "too long"}), (400, {"error": "no json_object"}), says('{"a":1}')]
+    engine = ServerEngine(server.url)
+    with pytest.raises(UserError, match="too long"):
+        engine.generate([ASK], 1, Sampling(schema=SCHEMA))
+    engine.generate([ASK], 1, Sampling(schema=SCHEMA))
+    assert bodies(server)[-1]["response_format"]["type"] == "json_schema"  # nothing was learnt from it
+
+
+def test_a_schema_that_is_no_json_is_refused_before_anything_is_asked(server):
+    with pytest.raises(UserError, match="schema is not JSON"):
+        ServerEngine(server.url).generate([ASK], 1, Sampling(schema="{"))
+    assert not server.asked
+
+
+def knows_no_thinking(body):
+    if "chat_template_kwargs" in body:
+        return 400, {"error": {"message": "Unrecognized request argument supplied: chat_template_kwargs"}}
+    return says("ok")
+
+
+def test_a_server_that_knows_no_thinking_is_not_asked_about_it_again(server):
+    server.answers = [knows_no_thinking]
+    engine = ServerEngine(server.url, at_once=1)
+    assert engine.generate([ASK], 3, Sampling()) == [["ok", "ok", "ok"]]
+    assert ["chat_template_kwargs" in b for b in bodies(server)] == [True, False, False, False]
+
+
+def test_calls_side_by_side_all_learn_what_the_server_does_not_know(server):
+    server.answers = [lambda body: knows_no_thinking(body) if "response_format" not in body else (422, "no")]
+    assert ServerEngine(server.url).generate([ASK], 8, Sampling()) == [["ok"] * 8]
+
+
+@pytest.mark.parametrize(
+    ("models", "family"),
+    [
+        ({"data": [{"id": "/models/Qwen3-4B-Instruct-2507-Q4_K_M.gguf"}]}, "qwen"),
+        ({"data": [{"id": "a-llama"}, {"id": "a-qwen"}]}, ""),
+        ({"data": []}, ""),
+        ([], ""),
+        (b"not json", ""),
+        (404, ""),
+    ],
+    ids=["one", "several", "none", "a list", "not json", "not found"],
+)
+def test_the_family_is_read_from_the_name_the_server_gives_its_model(server, models, family):
+    server.models = models
+    engine = ServerEngine(server.url)
+    assert (engine.family, engine.family) == (family, family)
+    assert server.asked == [("/v1/models", None)]  # asked once
+
+
+def test_the_family_of_a_named_model_is_the_names(server):
+    server.models = {"data": [{"id": "a-llama"}, {"id": "a-qwen"}]}
+    assert ServerEngine(server.url, model="mistral-small").family == "mistral"
+
+
+def test_a_server_that_is_gone_has_no_family():
+    assert ServerEngine("http://127.0.0.1:1/v1").family == ""

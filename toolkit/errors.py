@@ -19,7 +19,10 @@ class UserError(FablesmithError):
 
 
 class EngineDown(UserError):
-    """An engine is gone (its server does not answer): unlike one text that is too long, nothing more can be asked of it."""
+    """An engine is gone (a server that cannot be reached or keeps failing): the next request would fail as well.
+
+    Callers with other work or another engine may go on; a UserError that is not this one is about one request.
+    """
 
 
 class ProofError(FablesmithError):

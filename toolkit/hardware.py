@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import subprocess
 import threading
 import warnings
 from importlib.metadata import PackageNotFoundError, version
@@ -39,6 +40,20 @@ def physical_cores() -> int:
         return max(1, len(os.sched_getaffinity(0)))
     except AttributeError:
         return os.cpu_count() or 1
+
+
+def free_vram() -> int | None:
+    """Bytes free on the first GPU, by torch or nvidia-smi; None where neither sees one (Apple's, Vulkan's …)."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info(0)[0]
+    try:
+        ask = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id=0"]
+        done = subprocess.run(ask, capture_output=True, text=True, timeout=10)
+        return int(done.stdout.split()[0]) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
 
 
 def cache_dir() -> Path:

@@ -1,6 +1,7 @@
 """What an engine is: text out of a model, or the log-probabilities of given options. Nothing else knows which model."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,8 @@ class Sampling:
         max_tokens: longest answer.
         stop: texts that end the answer (not part of it).
         seed: the i-th answer of a call is drawn with seed + i.
+        schema: JSON schema, as text, that the answer conforms to; compact JSON on the local engines. An answer that
+            max_tokens cuts short is no JSON: json.loads tells.
     """
 
     temperature: float = 0.8
@@ -29,6 +32,7 @@ class Sampling:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     seed: int = 0
+    schema: str = ""
 
 
 Samplings = Sampling | Sequence[Sampling]  # one for all, or one for each of the n answers to a prompt
@@ -67,6 +71,7 @@ class Engine(Protocol):
     """
 
     name: str
+    family: str  # whose weights: "qwen", "llama" …; "" when nobody tells
 
     def generate(self, prompts: Sequence[Messages], n: int, sampling: Samplings) -> list[list[str]]:
         """`n` answers to each prompt: a list (P) of lists (n) of texts."""
@@ -99,3 +104,33 @@ def trim_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """Cut `text` at the first stop text in it. Returns (text, whether one was found)."""
     found = [at for at in (text.find(s) for s in stop if s) if at >= 0]
     return (text[: min(found)], True) if found else (text, False)
+
+
+FAMILIES = {  # word in a model's name → family
+    **{w: w for w in ("smollm", "qwen", "llama", "mistral", "gemma", "phi", "granite", "deepseek", "olmo", "falcon")},
+    **{w: w for w in ("glm", "yi", "internlm", "exaone", "minicpm", "stablelm", "tinyllama", "gptoss", "lfm", "ernie")},
+    **{"qwq": "qwen", "qvq": "qwen", "codellama": "llama", "codegemma": "gemma", "chatglm": "glm", "smolvlm": "smollm"},
+    **{w: "mistral" for w in ("mixtral", "ministral", "magistral", "codestral", "devstral", "mathstral")},
+    **{w: "cohere" for w in ("cohere", "commandr", "aya")},
+}
+
+
+def family_of(*names: str) -> str:
+    """Whose weights a model's names speak of: "Meta-Llama-3.1-8B-Instruct" → "llama".
+
+    Args:
+        names: from the most to the least telling. The first with a known family in it decides; when it holds several,
+            the last one, which names the weights a tune started from ("DeepSeek-R1-Distill-Qwen-7B" is Qwen's).
+
+    Returns:
+        A lower-case word. Without a known family: the first word of the last name, digits dropped; "" for no name.
+    """
+    words: list[str] = []
+    for name in names:
+        words = re.findall(
+            r"[a-z]+", re.sub(r"gpt-?_?oss", "gptoss", re.sub(r"command-?r\b", "commandr", name.lower()))
+        )
+        if known := [FAMILIES[w] for w in words if w in FAMILIES]:
+            return "gpt-oss" if known[-1] == "gptoss" else known[-1]
+        words = re.findall(r"[a-z]{3,}", name.lower().rstrip("/").rsplit("/", 1)[-1])
+    return words[0] if words and words[0] not in ("default", "model") else ""

@@ -1,8 +1,10 @@
 """A transformers model behind the engine protocol: slower than llama.cpp, but needs no GGUF."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from toolkit.engines.base import Choice, Messages, Sampling, Samplings, spread, tidy_reason, trim_at_stop
+from toolkit.engines.base import Choice, Messages, Sampling, Samplings, family_of, spread, tidy_reason, trim_at_stop
+from toolkit.engines.schema import Mask
 from toolkit.errors import UserError
 
 
@@ -13,12 +15,20 @@ class TransformersEngine:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         if not tokenizer.chat_template:
             raise UserError(f"{name} has no chat template", "use an instruct model")
+        kind = getattr(model.config, "model_type", "")
+        # many makers use Llama's architecture: their chat templates tell more
+        template = tokenizer.chat_template if kind == "llama" else ""
+        self.family = family_of(Path(getattr(model.config, "name_or_path", "") or "").name, str(template), kind)
+        self._schema_tokens = None
 
     def close(self) -> None:
         self.model = None
 
     def _tokens(self, messages: Messages) -> list[int]:
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        # hybrid templates (Qwen3's) open a long train of thought unless told not to; others ignore the argument
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def generate(self, prompts: Sequence[Messages], n: int, sampling: Samplings) -> list[list[str]]:
@@ -44,19 +54,45 @@ class TransformersEngine:
         import torch
         from transformers import GenerationConfig
 
-        drawn = {"temperature": draw.temperature, "min_p": draw.min_p, "top_p": draw.top_p, "top_k": 0}
+        drawn = {"temperature": float(draw.temperature), "min_p": draw.min_p, "top_p": draw.top_p, "top_k": 0}
         config = GenerationConfig(
             do_sample=draw.temperature > 0,
             max_new_tokens=draw.max_tokens,
             repetition_penalty=draw.repeat_penalty,
-            eos_token_id=self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id,
+            eos_token_id=self._ends(),
             pad_token_id=self.tokenizer.pad_token_id,
             **(drawn if draw.temperature > 0 else {}),
         )
+        masks = [self._keep_to(draw.schema)] if draw.schema else None
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(seed)
-            out = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+            out = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=config, logits_processor=masks
+            )
         return trim_at_stop(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True), draw.stop)[0]
+
+    def _ends(self):
+        return self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
+
+    def _keep_to(self, schema: str):
+        """A logits processor for one answer: hides what would break the schema."""
+        import torch
+
+        if self._schema_tokens is None:
+            from llguidance.hf import from_tokenizer
+
+            ends = self._ends()
+            self._schema_tokens = from_tokenizer(self.tokenizer, eos_token=ends if isinstance(ends, list) else [ends])
+        mask, seen = Mask(self._schema_tokens, schema), None
+
+        def process(ids, scores):  # (1, T) tokens so far, (1, V) scores of the next
+            nonlocal seen
+            if seen is not None:
+                mask.took(int(ids[0, -1]))
+            seen = ids.shape[1]
+            return scores.masked_fill(torch.from_numpy(mask.hidden(scores.shape[1])).to(scores.device), -torch.inf)
+
+        return process
 
     def stream(self, prompts: Sequence[Messages], n: int, sampling: Samplings) -> Iterator[tuple[int, str]]:
         for i, texts in enumerate(self.generate(prompts, n, sampling)):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.engines.base import Choice, Messages, Sampling, Samplings, spread, tidy_reason, trim_at_stop
+from toolkit.engines.base import Choice, Messages, Sampling, Samplings, family_of, spread, tidy_reason, trim_at_stop
+from toolkit.engines.schema import Mask
 from toolkit.errors import UserError
 from toolkit.hardware import physical_cores
 
@@ -64,10 +65,12 @@ class LlamaEngine:
                 raise UserError(f"llama.cpp cannot put {lora} on {self.path}: {_last_error()}", "is it this model's?")
             adapters, scales = (C.llama_adapter_lora_p_ctypes * 1)(adapter), (ctypes.c_float * 1)(1.0)
             C.llama_set_adapters_lora(self.ctx, adapters, 1, scales)
-        self._formatter = None
+        self._formatter = self._schema_tokens = None
+        self.family = self._family()
 
     def close(self) -> None:
         """Free the model's memory now instead of at the end of the process."""
+        self._schema_tokens = None  # it calls llama.cpp with the model's vocabulary
         if self.ctx:
             self.C.llama_batch_free(self.batch)
             self.C.llama_free(self.ctx)
@@ -94,8 +97,22 @@ class LlamaEngine:
         n = self.C.llama_model_meta_val_str(self.model, key.encode(), room, len(room))
         return room.value.decode() if n >= 0 else None
 
+    def _family(self) -> str:
+        """From the file's metadata. Many makers use the architecture "llama", and a GGUF made of a folder is named after
+        the folder: then the tokenizer's kind ("smollm") and the chat template ("You are a … named SmolLM") tell more."""
+        keys = ["general.basename", "general.name", "general.architecture"]
+        if self.metadata("general.architecture") == "llama":
+            keys[2:2] = ["tokenizer.ggml.pre", "tokenizer.chat_template"]
+            # llama.cpp's name for a whole kind of tokenizers, not for whose weights they are
+            if (self.metadata("tokenizer.ggml.pre") or "").startswith("llama"):
+                keys.remove("tokenizer.ggml.pre")
+        return family_of(*(self.metadata(key) or "" for key in keys))
+
     def chat_text(self, messages: Messages) -> str:
-        """The messages in the model's own chat template, with the assistant's turn opened."""
+        """The messages in the model's own chat template, with the assistant's turn opened, to be answered at once.
+
+        Hybrid templates (Qwen3's) open a long train of thought unless `enable_thinking` is false; others ignore it.
+        """
         if self._formatter is None:
             from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
@@ -108,7 +125,7 @@ class LlamaEngine:
                 eos_token=text(self.C.llama_vocab_eos(self.vocab)),
                 bos_token=text(self.C.llama_vocab_bos(self.vocab)),
             )
-        return self._formatter(messages=messages).prompt
+        return self._formatter(messages=messages, enable_thinking=False).prompt
 
     def _special_text(self, token: int) -> str:
         return self.C.llama_vocab_get_text(self.vocab, token).decode() if token >= 0 else ""
@@ -214,6 +231,31 @@ class LlamaEngine:
         C.llama_sampler_chain_add(chain, C.llama_sampler_init_dist(seed % 2**32))
         return chain
 
+    def _masks(self, samplings: dict[int, Sampling]) -> dict[int, Mask]:
+        """What keeps each answer with a schema to it; a mask has a state, so each answer has its own."""
+        masks = {}
+        for i, sampling in samplings.items():
+            if sampling.schema:
+                if self._schema_tokens is None:
+                    from llguidance.llamacpp import lltokenizer_from_vocab
+
+                    ends = [t for t in range(self.n_vocab) if self.C.llama_vocab_is_eog(self.vocab, t)]
+                    self._schema_tokens = lltokenizer_from_vocab(self.vocab, eos_token=ends)
+                masks[i] = Mask(self._schema_tokens, sampling.schema)
+        return masks
+
+    def _draw(self, chain, index: int, mask: Mask | None = None) -> int:
+        """The next token of an answer from the logits of the item at `index` of the last batch."""
+        if mask is None:
+            return self.C.llama_sampler_sample(chain, self.ctx, index)
+        logits = self._logits(index)
+        whole = logits.copy()
+        logits[mask.hidden(self.n_vocab)] = -np.inf
+        token = self.C.llama_sampler_sample(chain, self.ctx, index)
+        logits[:] = whole  # answers to one prompt draw their first tokens from the same row
+        mask.took(token)
+        return token
+
     # ---- the protocol
 
     def stream(self, prompts: Sequence[Messages], n: int, sampling: Samplings) -> Iterator[tuple[int, str]]:
@@ -221,18 +263,19 @@ class LlamaEngine:
         tokens = [self.chat_tokens(p) for p in prompts]
         longest = max(s.max_tokens for s in samplings)
         for block in self._blocks(tokens, longest, n):
+            masks = self._masks({i: samplings[i % n] for p in block for i in range(p * n, p * n + n)})
             chains = {
                 i: self._sampler(samplings[i % n], samplings[i % n].seed + i)
                 for p in block
                 for i in range(p * n, p * n + n)
             }
             try:
-                yield from self._stream_block(block, tokens, n, chains, samplings)
+                yield from self._stream_block(block, tokens, n, chains, masks, samplings)
             finally:
                 for chain in chains.values():
                     self.C.llama_sampler_free(chain)
 
-    def _stream_block(self, block, tokens, n, chains, samplings) -> Iterator[tuple[int, str]]:
+    def _stream_block(self, block, tokens, n, chains, masks, samplings) -> Iterator[tuple[int, str]]:
         C = self.C
         answers = {i: _Answer(samplings[i % n].stop) for i in chains}
         live: list[tuple[int, int, int]] = []  # (answer, sequence, token drawn)
@@ -245,14 +288,15 @@ class LlamaEngine:
                 if k:
                     C.llama_memory_seq_cp(self.memory, sequence, mine, -1, -1)
                     free += 1
-                live.append((i, mine, C.llama_sampler_sample(chains[i], self.ctx, index)))
+                live.append((i, mine, self._draw(chains[i], index, masks.get(i))))
         limits = {i: samplings[i % n].max_tokens for i in chains}
-        yield from self._go_on(live, {i: len(tokens[i // n]) for i in chains}, chains, answers, limits)
+        yield from self._go_on(live, {i: len(tokens[i // n]) for i in chains}, chains, answers, limits, masks)
 
-    def _go_on(self, live, positions, chains, answers, limits) -> Iterator[tuple[int, str]]:
+    def _go_on(self, live, positions, chains, answers, limits, masks) -> Iterator[tuple[int, str]]:
         """Decode answers side by side until each has ended.
 
-        live: (answer, its sequence, the token just drawn); positions: where that token goes; limits: tokens left.
+        live: (answer, its sequence, the token just drawn); positions: where that token goes; limits: tokens left;
+        masks: of the answers that keep to a schema.
         """
         step = 0
         while live:
@@ -273,7 +317,7 @@ class LlamaEngine:
             if not going:
                 return
             self._decode([(token, positions[i] + step, sequence, True) for i, sequence, token in going])
-            live = [(i, s, self.C.llama_sampler_sample(chains[i], self.ctx, at)) for at, (i, s, _) in enumerate(going)]
+            live = [(i, s, self._draw(chains[i], at, masks.get(i))) for at, (i, s, _) in enumerate(going)]
             step += 1
 
     def generate(self, prompts: Sequence[Messages], n: int, sampling: Samplings) -> list[list[str]]:
@@ -298,9 +342,9 @@ class LlamaEngine:
             if reason:
                 answers = {i: _Answer(("\n",)) for i in block}
                 self._decode([(firsts[int(logps[i].argmax())], len(tokens[i]), s, True) for s, i in enumerate(block)])
-                live = [(i, s, self.C.llama_sampler_sample(greedy, self.ctx, s)) for s, i in enumerate(block)]
+                live = [(i, s, self._draw(greedy, s)) for s, i in enumerate(block)]
                 positions, chains = {i: len(tokens[i]) + 1 for i in block}, dict.fromkeys(block, greedy)
-                for i, piece in self._go_on(live, positions, chains, answers, dict.fromkeys(block, reason)):
+                for i, piece in self._go_on(live, positions, chains, answers, dict.fromkeys(block, reason), {}):
                     reasons[i] += piece
             choices += [Choice(tuple(logps[i].tolist()), tidy_reason(reasons[i])) for i in block]
         self.C.llama_sampler_free(greedy)

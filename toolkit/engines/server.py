@@ -8,25 +8,62 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
-from toolkit.engines.base import Choice, Messages, Samplings, spread, tidy_reason
-from toolkit.errors import UserError
+from toolkit.engines.base import Choice, Messages, Samplings, family_of, spread, tidy_reason
+from toolkit.engines.schema import read_schema
+from toolkit.errors import EngineDown, UserError
+
+# what a server answers every request with when the address, the key or the model's name is wrong
+NO_REQUEST_WILL_DO = (401, 403, 404, 405)
 
 
 class ServerEngine:
     """Args: url: such as http://127.0.0.1:8080/v1; model: the name the server wants; tries: calls before giving up.
 
-    Raises UserError when the server cannot be reached or answers with an error after `tries` calls.
+    Raises EngineDown when the server cannot be reached or answers with an error after `tries` calls, and a plain
+    UserError when it refuses one request (a text too long, say).
     """
 
     def __init__(self, url: str, model: str = "default", tries: int = 3, timeout: float = 300, at_once: int = 4):
         self.url, self.model, self.tries, self.timeout, self.at_once = url.rstrip("/"), model, tries, timeout, at_once
         self.name = f"server:{self.url}"
+        self._asks_thinking, self._schema_form = True, "json_schema"  # until this server refuses them
+
+    @cached_property
+    def family(self) -> str:
+        """Whose weights answer, by the name the server gives its model; "" when it does not say."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/models", timeout=min(5, self.timeout)) as reply:
+                names = [str(m["id"]) for m in json.load(reply)["data"]]
+        except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException):
+            names = []
+        return family_of(self.model, *(names if len(names) == 1 else []))
 
     def close(self) -> None:
         """Nothing is held: every call is its own connection."""
 
-    def _call(self, messages: Messages, **more) -> dict:
+    def _call(self, messages: Messages, schema: str = "", **more) -> dict:
+        """One request. What this server does not know (thinking switched off, a form of schema) is left out from then on."""
+        while True:
+            thinking, form = self._asks_thinking, self._schema_form  # calls run side by side: keep what this one said
+            known = more | ({"chat_template_kwargs": {"enable_thinking": False}} if thinking else {})
+            try:
+                return self._post(messages, **known, **_response_format(schema, form))
+            except _Refused as refused:
+                if thinking and any(word in refused.reason for word in ("chat_template_kwargs", "enable_thinking")):
+                    self._asks_thinking = False
+                    continue
+                if not schema or form == "json_object":
+                    raise
+                try:
+                    choice = self._post(messages, **known, **_response_format(schema, "json_object"))
+                except _Refused:
+                    raise refused from None  # the form was not what it minded
+                self._schema_form = "json_object"
+                return choice
+
+    def _post(self, messages: Messages, **more) -> dict:
         body = json.dumps({"model": self.model, "messages": messages, **more}).encode()
         request = urllib.request.Request(
             f"{self.url}/chat/completions", body, {"Content-Type": "application/json", "Authorization": "Bearer none"}
@@ -40,13 +77,15 @@ class ServerEngine:
                     choice["message"]["content"]  # a reply of another shape is no answer
                     return choice
             except urllib.error.HTTPError as error:
-                reason = f"{error.code} {error.read(300).decode(errors='replace')}"
-                if error.code < 500 and error.code != 429:
+                reason = f"{error.code} {error.read(1000).decode(errors='replace')}"
+                if error.code in NO_REQUEST_WILL_DO:
                     break
+                if error.code < 500 and error.code != 429:
+                    raise _Refused(self.url, reason) from None
             except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
                 reason = str(getattr(error, "reason", error))
-        raise UserError(
-            f"the server at {self.url} did not answer: {reason}", "is it running, and is the address right?"
+        raise EngineDown(
+            f"the server at {self.url} did not answer: {reason[:300]}", "is it running, and is the address right?"
         )
 
     def _each(self, calls: list[dict]) -> list[dict]:
@@ -59,6 +98,7 @@ class ServerEngine:
             call = {"messages": prompts[k // n], "seed": draw.seed + k, "max_tokens": draw.max_tokens}
             call |= {"temperature": draw.temperature, "top_p": draw.top_p, "min_p": draw.min_p}
             call |= {"repeat_penalty": draw.repeat_penalty}
+            call |= {"schema": draw.schema}
             calls.append(call | ({"stop": list(draw.stop)} if draw.stop else {}))
         texts = [c["message"]["content"] or "" for c in self._each(calls)]
         return [texts[i * n : (i + 1) * n] for i in range(len(prompts))]
@@ -90,3 +130,22 @@ class ServerEngine:
         total = math.log(sum(map(math.exp, row)))
         text = "".join(t["token"] for t in content[1:])
         return Choice(tuple(p - total for p in row), tidy_reason(text.split("\n")[0]))
+
+
+class _Refused(UserError):
+    """A 4xx: this request will not do as it is."""
+
+    def __init__(self, url: str, reason: str):
+        super().__init__(f"the server at {url} refused the request: {reason[:300]}", "a shorter text may do")
+        self.reason = reason
+
+
+def _response_format(schema: str, form: str) -> dict:
+    """The schema as OpenAI, llama-server and vLLM take it, or as llama-cpp-python's server does ("json_object")."""
+    if not schema:
+        return {}
+    rules = read_schema(schema)
+    if form == "json_object":
+        return {"response_format": {"type": "json_object", "schema": rules}}
+    named = {"name": "answer", "strict": True, "schema": rules}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}

@@ -30,33 +30,32 @@ class Result(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """theta (W): strengths, log-odds, mean 0. spread (W, W): their covariance."""
+    """What the matches say so far, W writers.
+
+    theta (W): strengths, log-odds, mean 0. spread (W, W): their covariance. evidence (W, W): that i is better than j,
+    in standard deviations (signed root of the likelihood ratio against "i and j are equal"). variance (W, W): of
+    θᵢ − θⱼ if they are equal.
+    """
 
     theta: np.ndarray
     spread: np.ndarray
-
-    def gap(self) -> tuple[np.ndarray, np.ndarray]:
-        """θᵢ − θⱼ and its variance, both (W, W)."""
-        own = np.diag(self.spread)
-        variance = own[:, None] + own[None, :] - 2 * self.spread
-        return self.theta[:, None] - self.theta[None, :], np.maximum(variance, 1e-12)
+    evidence: np.ndarray
+    variance: np.ndarray
 
     def ahead(self) -> np.ndarray:
-        """(W, W): probability that i is better than j, as if one looked once (normal approximation)."""
-        gap, variance = self.gap()
-        return 0.5 * (1 + np.vectorize(math.erf)(gap / np.sqrt(2 * variance)))
+        """(W, W): probability that i is better than j, as if one looked once."""
+        return 0.5 * (1 + np.vectorize(math.erf)(self.evidence / math.sqrt(2)))
 
     def settled(self) -> np.ndarray:
         """(W, W) bool: whether i is ahead of j at 95 %, **however often one has looked before**.
 
         The rule stops a tournament, so a plain 95 % would be wrong: looking after every match it calls one of two equal
-        writers better far more often than 1 time in 20. This is the mixture of Robbins (1970; Johari et al. 2017,
-        eq. 8): the likelihood ratio of "they differ by N(0, TYPICAL²)" against "they are equal" must reach 20.
+        writers better far more often than 1 time in 20. This is the mixture of Robbins (1970; Johari et al. 2017):
+        the likelihood ratio of "they differ by N(0, TYPICAL²)" against "they are equal" must reach 20.
         """
-        gap, variance = self.gap()
-        wide = variance + TYPICAL**2
-        log_ratio = 0.5 * np.log(variance / wide) + gap**2 * TYPICAL**2 / (2 * variance * wide)
-        return (gap > 0) & (log_ratio >= -math.log(1 - SURE))
+        share = TYPICAL**2 / (self.variance + TYPICAL**2)
+        log_ratio = 0.5 * np.log(1 - share) + self.evidence**2 * share / 2
+        return (self.evidence > 0) & (log_ratio >= -math.log(1 - SURE))
 
     def order(self) -> list[int]:
         """Writers from best to worst."""
@@ -73,21 +72,25 @@ def points_table(results: list[Result], writers: int) -> np.ndarray:
     return table
 
 
-def fit(points: np.ndarray, tolerance: float = 1e-7) -> np.ndarray:
+def fit(points: np.ndarray, tied: np.ndarray | None = None, tolerance: float = 1e-6) -> np.ndarray:
     """Most likely strengths θ (…, W), mean 0, by the MM algorithm (Hunter 2004, eq. 3).
 
     Args:
         points: (…, W, W): what i won against j; a tie is half a win for both.
+        tied: (…, W, W): 1 where i and j must come out equally strong (and on the diagonal).
 
     A weak prior: each writer has PRIOR ties more, shared evenly among the others (an average opponent). Without it
     a writer that won all its matches has no finite strength, nor have two groups that never met.
     """
     points = _with_prior(points)
-    won, games = points.sum(-1), points + points.swapaxes(-1, -2)
+    games = points + points.swapaxes(-1, -2)
+    tied = np.eye(points.shape[-1]) if tied is None else tied
+    won = (tied @ points.sum(-1, keepdims=True))[..., 0]
     theta = np.zeros_like(won)
     for _ in range(20_000):
         strength = np.exp(theta)
-        new = np.log(won / (games / (strength[..., :, None] + strength[..., None, :])).sum(-1))
+        share = (games / (strength[..., :, None] + strength[..., None, :])).sum(-1, keepdims=True)
+        new = np.log(won / (tied @ share)[..., 0])
         moved, theta = np.abs(new - theta).max(), new
         if moved < tolerance:
             break
@@ -95,24 +98,51 @@ def fit(points: np.ndarray, tolerance: float = 1e-7) -> np.ndarray:
 
 
 def standing(results: list[Result], writers: int) -> Standing:
-    """Strengths and their covariance: the wider of two.
+    """Strengths and how sure they are.
 
-    One is the inverse of the Fisher information, times the share of verdicts that are no ties (a verdict in {0, ½, 1}
-    varies at most so much less than one in {0, 1}). The other is the sandwich over premises, for verdicts on one premise
-    are not independent; with few premises, or when one wins all, it is too narrow.
+    Variances come from the Fisher information, times the share of verdicts that are no ties (a verdict in {0, ½, 1} varies
+    at most so much less than one in {0, 1}), and times more where the sandwich over premises is wider: verdicts on
+    one premise are not independent. The evidence is a likelihood ratio, not θ over its deviation: that falls
+    back to nothing when one writer wins everything (Hauck and Donner 1977).
     """
     table = points_table(results, writers)
     total = table.sum(0)
     theta = fit(total)
-    chance = 1 / (1 + np.exp(theta[None, :] - theta[:, None]))
-    games = _with_prior(total) + _with_prior(total).T
-    weight = games * chance * (1 - chance)
-    inverse = np.linalg.pinv(np.diag(weight.sum(1)) - weight)
+    chance = _chance(theta)
+    inverse = np.linalg.pinv(_information(total, theta))
     points = [r.points for r in results if r.points is not None]
-    model = inverse * (1 - points.count(0.5) / (len(points) + 1))
+    untied = 1 - points.count(0.5) / (len(points) + 1)
     surprise = (table - (table + table.swapaxes(1, 2)) * chance).sum(2)  # (P, W): points above what was expected
     clustered = inverse @ surprise.T @ surprise @ inverse
-    return Standing(theta, max(model, clustered, key=np.trace))
+    scale = max(untied, float(np.trace(clustered) / np.trace(inverse)))
+
+    i, j = np.triu_indices(writers, 1)
+    pair = np.arange(len(i))
+    tied = np.repeat(np.eye(writers)[None], len(i), axis=0)
+    tied[pair, i, j] = tied[pair, j, i] = 1
+    equal = fit(np.broadcast_to(total, tied.shape), tied)  # for each pair: as if its two were equally strong
+    ratio = 2 * np.maximum(_log_likelihood(total, theta) - _log_likelihood(total, equal), 0) / scale
+    between = np.linalg.pinv(_information(total, equal)) * scale
+    evidence, variance = np.zeros((writers, writers)), np.ones((writers, writers))
+    evidence[i, j] = np.sign(theta[i] - theta[j]) * np.sqrt(ratio)
+    variance[i, j] = variance[j, i] = between[pair, i, i] + between[pair, j, j] - 2 * between[pair, i, j]
+    return Standing(theta, inverse * scale, evidence - evidence.T, variance)
+
+
+def _chance(theta: np.ndarray) -> np.ndarray:
+    """(…, W, W): probability that i wins against j."""
+    return 1 / (1 + np.exp(theta[..., None, :] - theta[..., :, None]))
+
+
+def _log_likelihood(points: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    return (_with_prior(points) * np.log(_chance(theta))).sum((-2, -1))
+
+
+def _information(points: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """(…, W, W): Fisher information of θ; a shift of all is unknowable, so it is inverted by pinv."""
+    chance = _chance(theta)
+    weight = (_with_prior(points) + _with_prior(points).T) * chance * (1 - chance)
+    return np.eye(len(points)) * weight.sum(-1, keepdims=True) - weight
 
 
 def settled_order(now: Standing) -> bool:
@@ -134,13 +164,13 @@ def next_pair(results: list[Result], now: Standing, playable: list[tuple[int, in
     tests/test_tournament.py) the order is settled after about half the verdicts that drawing pairs at random needs;
     weighing in the variance of the gap, or taking neighbours only, did no better.
     """
-    counts, ahead, (gap, _) = _counts(results, playable), now.ahead(), now.gap()
+    counts, ahead, chances = _counts(results, playable), now.ahead(), _chance(now.theta)
     fewest = min(playable, key=lambda pair: counts[pair][0])
     if counts[fewest][0] < FIRST:
         return fewest
 
     def worth(pair: tuple[int, int]) -> float:
-        chance, (played, judged) = 1 / (1 + math.exp(-gap[pair])), counts[pair]
+        chance, (played, judged) = chances[pair], counts[pair]
         doubt = min(ahead[pair], 1 - ahead[pair])
         return chance * (1 - chance) * doubt * (judged + 1) / (played + 1)
 

@@ -213,3 +213,53 @@ def _smooth(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Gaussian kernel density on `grid`; the width after Silverman, at least 0.1 points so that equal ratings show."""
     width = max(0.1, 0.9 * values.std() * len(values) ** -0.2)
     return np.exp(-0.5 * ((grid[:, None] - values) / width) ** 2).sum(1) / (len(values) * width)
+
+
+def strengths(figures: dict) -> str:
+    """A tournament's writers, best on top: strength (Elo-like, mean 1000) with its 95 % interval."""
+    rows = [w for w in figures["writers"] if w["rank"]]
+    figure, axes = _figure(5.6, 0.9 + 0.42 * max(len(rows), 1))
+    for y, w in enumerate(rows):
+        value, low, high = w["strength"]
+        colour = ALIGNED if y == 0 else BASE
+        if low is not None:
+            axes.plot([low, high], [y, y], color=colour, linewidth=2, alpha=0.6)
+        axes.plot(value, y, "o", color=colour, markersize=6)
+    axes.axvline(1000, color=INK, linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(rows)), [_plain(w["name"]) for w in rows])
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    axes.set_xlabel("strength (400 points more: ten wins to one)")
+    return _svg(figure, "Strengths of the writers with intervals")
+
+
+def pairwise(figures: dict) -> str:
+    """Share of the points the writer in the row won against the one in the column (ties count half), and won–lost–tied."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    names = [w["name"] for w in figures["writers"] if w["rank"]]
+    figure, axes = _figure(1.6 + 0.95 * max(len(names), 1), 1.1 + 0.6 * max(len(names), 1))
+    share = np.full((max(len(names), 1),) * 2, np.nan)
+    for pair in figures["pairs"]:
+        i, j = names.index(pair["ahead"]), names.index(pair["behind"])
+        won, lost, tied = pair["won"], pair["lost"], pair["tied"]
+        if games := won + lost + tied:
+            share[i, j] = (won + tied / 2) / games
+            share[j, i] = 1 - share[i, j]
+            for x, y, score in ((j, i, f"{won}–{lost}–{tied}"), (i, j, f"{lost}–{won}–{tied}")):
+                label = f"{100 * share[y, x]:.0f} %\n{score}"
+                axes.text(x + 0.5, y + 0.5, label, ha="center", va="center", fontsize=8, color="#1f2937")
+    pale = LinearSegmentedColormap.from_list("points", [QUIET, "#f3ede4", "#eda760"])  # dark text is readable on it
+    axes.pcolormesh(np.ma.masked_invalid(share), cmap=pale, vmin=0, vmax=1)
+    axes.invert_yaxis()
+    middle = np.arange(len(names)) + 0.5
+    axes.set_xticks(middle, [_plain(name) for name in names], rotation=30, ha="left", rotation_mode="anchor")
+    axes.set_yticks(middle, [_plain(name) for name in names])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return _svg(figure, "Points won by each writer against each other one")
+
+
+def _plain(name: str) -> str:
+    """A name as it is: matplotlib would read what stands between two dollar signs as mathematics."""
+    return name.replace("$", r"\$")

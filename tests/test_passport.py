@@ -112,19 +112,20 @@ def test_a_judge_swayed_by_the_layout_does_not_repeat_itself(tmp_path):
 
 class Dies(Character):
     def rate(self, plot):
-        if len(self.asked) == 30:
+        if len(self.asked) >= 30:
             raise EngineDown("gone")
         return super().rate(plot)
 
 
 def test_a_killed_passport_goes_on_and_asks_nothing_twice(tmp_path):
+    first = Dies(knows)
     with pytest.raises(EngineDown):
-        issue(Dies(knows), tmp_path / "a")
+        issue(first, tmp_path / "a")
     again = Character(knows)
     found = issue(again, tmp_path / "a")
     whole = Character(knows)
     assert found == issue(whole, tmp_path / "b")
-    assert len(again.asked) == len(whole.asked) - 30
+    assert len(again.asked) == len(whole.asked) - len(first.asked)
     assert len(set(whole.asked)) == len(whole.asked)
 
 

@@ -52,6 +52,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p.add_argument(
         "--jury", action="append", default=[], metavar="JUDGE", help="one more model on the panel; may be repeated"
     )
+    p.add_argument("--calibration", type=Path, help="what `fablesmith calibrate` made: ratings on people's scale")
     p.add_argument("--any-language", action="store_true", help="also rate what is neither English nor Chinese")
     p.add_argument(
         "--out", type=Path, help="write JSONL there instead of a table; an interrupted command goes on from it"
@@ -125,6 +126,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p.add_argument("--gap", type=float, default=1.0, help="least difference of people's means in a pair (default: 1)")
     p.add_argument("--guard", choices=["none", "tags", "quote", "both"], default="tags", help="as in judge")
     p.add_argument("--on", choices=["auto", "cpu", "gpu"], default="auto", help="where a GGUF judge runs")
+    p.add_argument("--scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of people's ratings, where the file does not show it")  # fmt: skip
     p.add_argument("--out", type=Path, default=Path("calibration"), help="folder (default: calibration)")
 
     p = verb("learn", "train a reward model on people's ratings, tested across prompts")
@@ -212,8 +214,13 @@ def judge(args) -> None:
         _panel(args, plots)
         return
     opened = open_judge(args.model, guard=args.guard, reason=16, languages=languages, on=args.on)
+    rater = opened.judge
+    if args.calibration:
+        from toolkit.evaluate.calibrate import Calibrated
+
+        rater = Calibrated(rater, args.calibration)
     done = read_jsonl(args.out, AspectRatings) if args.out else []
-    done = {r.plot_id: r for r in done if r.rater == opened.judge.name and not r.error}
+    done = {r.plot_id: r for r in done if r.rater == rater.name and not r.error}
     if args.out and done:
         say(f"{len(done)} of {len(plots)} texts stand in {args.out} already")
     if args.out and args.out.exists():
@@ -223,7 +230,7 @@ def judge(args) -> None:
     records = []
     try:
         for plot in bar(plots, total=len(plots), desc="judge", unit="text"):
-            record = done.get(plot.id) or opened.judge.rate(plot)
+            record = done.get(plot.id) or rater.rate(plot)
             records.append(record)
             if plot.id not in done and args.out:
                 append_jsonl(args.out, [record])
@@ -361,8 +368,9 @@ def passport(args) -> None:
 def compare(args) -> None:
     from toolkit.engines.base import Sampling
     from toolkit.engines.load import load_engine
-    from toolkit.evaluate.tournament import table, tournament
-    from toolkit.judges import open_judge
+    from toolkit.evaluate.ranking import table
+    from toolkit.evaluate.tournament import tournament
+    from toolkit.judges import open_judge, writer_weights
     from toolkit.progress import say
     from toolkit.records import read_premises
 
@@ -392,6 +400,7 @@ def compare(args) -> None:
         budget=args.budget,
         threshold=threshold,
         seed=args.seed,
+        about={name: writer_weights(name) for name in args.writers} | {"judge": opened.identity},
     )
     print(json.dumps(figures, ensure_ascii=False) if args.json else table(figures))
     say(f"{args.out / 'tournament.svg'}")
@@ -432,33 +441,34 @@ def vote(args) -> None:
 
 def calibrate(args) -> None:
     from toolkit.evaluate.calibrate import calibrate_ratings, ratings_to_pairs
-    from toolkit.evaluate.calibrate import table as calibration_table
     from toolkit.evaluate.passport import SAME_QUESTION
-    from toolkit.evaluate.vote import agreement
+    from toolkit.evaluate.vote import agreement, read_votes
     from toolkit.judges import open_judge
     from toolkit.narrative.dimensions import KEYS
     from toolkit.people import read_people
     from toolkit.progress import say
-    from toolkit.records import read_jsonl, write_jsonl
+    from toolkit.records import write_jsonl
 
     if args.pairs:
-        ratings = args.ratings or Path(args.judge)
-        pairs = ratings_to_pairs(read_people(ratings), gap=args.gap)
+        rated = read_people(args.ratings or Path(args.judge))
+        pairs = ratings_to_pairs(rated, dict.fromkeys(rated[0].mean, 1.0), args.gap)
         write_jsonl(args.pairs, pairs)
         print(f"{args.pairs}: {len(pairs)} pairs; train on them with --set pairs.file={args.pairs}")
         return
+    if args.votes is None and args.ratings is None:
+        raise UserError("calibrate needs a file of people's ratings, or --votes", EXAMPLES["calibrate"].split("\n")[0])
     if args.votes:
+        votes, _ = read_votes(args.votes)
         opened = open_judge(args.judge, guard=args.guard, on=args.on)
+        known = opened.passport
         try:
-            found = agreement(
-                opened.judge, read_jsonl(args.votes), opened.passport.threshold if opened.passport else 0.0
-            )
+            found = agreement(opened.judge, votes, known.threshold if known else 0.0)
         finally:
             opened.judge.close()
-        print(found["line"])
+        for line in agreement_lines(found):
+            print(line)
+        say(_trust(opened, args.judge))
         return
-    if args.ratings is None:
-        raise UserError("calibrate needs a file of people's ratings, or --votes", EXAMPLES["calibrate"].split("\n")[0])
     rated = read_people(args.ratings)
     aspects = {a: SAME_QUESTION[a] for a in rated[0].mean if a in SAME_QUESTION}
     for given in args.map:
@@ -476,11 +486,38 @@ def calibrate(args) -> None:
         )
     opened = open_judge(args.judge, guard=args.guard, on=args.on)
     try:
-        figures = calibrate_ratings(opened.judge, rated, aspects, args.out)
+        found = calibrate_ratings(opened.judge, rated, aspects, args.out, args.scale, args.ratings.name)
     finally:
         opened.judge.close()
-    print(calibration_table(figures))
-    say(f"{args.out / 'calibration.json'}")
+    print(
+        f"{'dimension':<12}{'aspect':<18}{'off by':>8}{'mapped':>8}{'mean only':>11}{'kappa':>8}{'mapped':>8}{'Spearman':>10}"
+    )
+    for key, q in found["quality"].items():
+        cells = [q[k][0] for k in ("mae_before", "mae_after", "mae_constant", "kappa_before", "kappa_after")]
+        shown = [f"{c:.2f}" if c is not None else "–" for c in [*cells, q["spearman_before"]]]
+        print(
+            f"{key:<12}{q['aspect']:<18}"
+            + "".join(f"{c:>{w}}" for c, w in zip(shown, (8, 8, 11, 8, 8, 10), strict=True))
+        )
+    for key, why in found["refused"].items():
+        print(f"{key}: no map. {why}")
+    print(
+        "off by: mean absolute error in points of 1 … 10, as it is and mapped (tested across prompts); mean only: naming people's mean"
+    )
+    say(f"fablesmith judge stories.jsonl --model {args.judge} --calibration {args.out}")
+
+
+def agreement_lines(found: dict) -> list[str]:
+    """How often a judge agrees with a person's votes, in sentences."""
+    span = lambda t: "unknown" if t[0] is None else f"{100 * t[0]:.0f} %" + (f" ({100 * t[1]:.0f}–{100 * t[2]:.0f})" if t[1] is not None else "")  # noqa: E731  # fmt: skip
+    lines = [f"{found['judge']}, {found['votes']} votes" + (f", {found['unknown']} of unknown origin left out" if found["unknown"] else "")]  # fmt: skip
+    lines.append(
+        f"it gives a verdict on {100 * (1 - found['no_verdict']):.0f} % of them and agrees with you in {span(found['accuracy'])} of those"
+    )
+    lines.append(
+        f"its lean, with the order's pull cancelled out, agrees in {span(found['lean_accuracy'])} of all; a coin: 50 %"
+    )
+    return lines + [f"no verdict on {n}: {why}" for why, n in found["why"].items()]
 
 
 def learn(args) -> None:

@@ -12,7 +12,7 @@ from toolkit.errors import UserError
 from toolkit.evaluate.judge import GUARD, EngineJudge, Judge, ScoreJudge
 from toolkit.evaluate.passport import Material, Passport, make_passport
 from toolkit.hardware import cache_dir
-from toolkit.models.resolve import digest, resolve
+from toolkit.models.resolve import digest, exported_gguf, resolve
 from toolkit.narrative.writing import whole_sentences, write_prompt
 from toolkit.people import read_people
 from toolkit.records import Plot, Premise, guess_language, read_jsonl, read_plots, split_of, write_jsonl
@@ -88,6 +88,18 @@ def _weights(spec: str, engine: Engine) -> tuple[str, Path | None]:
     return (
         f"{engine.name} {getattr(engine, 'model', '') if isinstance(getattr(engine, 'model', ''), str) else ''}",
         None,
+    )
+
+
+def writer_weights(spec: str) -> str:
+    """What tells a writer's weights from any other's, without opening it; its name where that is all there is."""
+    path = exported_gguf(Path(spec)) or (resolve("embedded").gguf if spec == "embedded" else Path(spec))
+    if path.is_file():
+        return digest([path])
+    return (
+        digest([path / "config.json", *sorted(path.glob("*.safetensors"))])
+        if (path / "config.json").is_file()
+        else spec
     )
 
 

@@ -330,8 +330,9 @@ def passport(recipe: Recipe, work) -> dict:
 
 def evaluate(recipe: Recipe, work) -> dict:
     """plots.jsonl (both writers), verdicts.jsonl (both orders), panel.jsonl, summary with intervals."""
+    import llama_cpp
+
     from toolkit.engines.base import Sampling
-    from toolkit.engines.llama import has_gpu
     from toolkit.engines.load import load_engine
     from toolkit.evaluate.duel import duel_stage
     from toolkit.evaluate.panel import sit, summarise_panel
@@ -365,7 +366,7 @@ def evaluate(recipe: Recipe, work) -> dict:
         score if work.has("reward") else None,
         work.out,
         work.card("passport")["facts"]["threshold"],
-        beside=settings.judge_on == "cpu" and has_gpu(),
+        beside=settings.judge_on == "cpu" and bool(llama_cpp.llama_supports_gpu_offload()),
     )
     facts["warnings"] = same_family(facts["judge"], facts.pop("judge_family"), facts.pop("families"))
     for warning in facts["warnings"]:

@@ -14,8 +14,7 @@ def bootstrap(values, statistic: Callable = np.mean, seed: int = 0, draws: int =
         return (float(statistic(values)) if len(values) else float("nan"), float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
     drawn = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(draws)]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return float(statistic(values)), float(low), float(high)
+    return float(statistic(values)), *_middle(drawn)
 
 
 def cluster_bootstrap(groups: list[np.ndarray], statistic: Callable = np.mean, seed: int = 0, draws: int = DRAWS):
@@ -26,8 +25,14 @@ def cluster_bootstrap(groups: list[np.ndarray], statistic: Callable = np.mean, s
     drawn = [
         statistic(np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])) for _ in range(draws)
     ]
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return float(statistic(np.concatenate(groups))), float(low), float(high)
+    return float(statistic(np.concatenate(groups))), *_middle(drawn)
+
+
+def _middle(drawn) -> tuple[float, float]:
+    """The middle 95 % of the draws in which the statistic exists."""
+    known = np.asarray(drawn)[~np.isnan(drawn)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+    return float(low), float(high)
 
 
 def ranks(values) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Base against aligned on premises neither was trained on: both write, the judge compares, the reward model scores."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from toolkit.narrative.dimensions import KEYS
 from toolkit.narrative.writing import whole_sentences, write_prompt
 from toolkit.progress import bar, batched
 from toolkit.records import AspectRatings, Plot, Premise, append_jsonl, read_jsonl, write_jsonl
-from toolkit.stats import bootstrap, cluster_bootstrap, length_controlled
+from toolkit.stats import bootstrap, cluster_bootstrap, length_controlled, rounded
 
 
 def duel_stage(
@@ -150,7 +149,7 @@ def summarise(
     length = lambda id: len(plots[id].text)  # noqa: E731
 
     def rate(value, groups=groups) -> list[float | None]:
-        return _round(cluster_bootstrap([np.array([value(v) for v in g], float) for g in groups]))
+        return rounded(cluster_bootstrap([np.array([value(v) for v in g], float) for g in groups]))
 
     ratios = [np.array([[v.points(), np.log(max(length(v.a), 1) / max(length(v.b), 1))] for v in g]) for g in trusted]
     decided = [v for g in trusted for v in g if not v.flipped]
@@ -162,7 +161,7 @@ def summarise(
         "no_verdict": len(verdicts) - sum(map(len, trusted)),
         "errors": [v.error for v in verdicts if v.error],
         "win_rate": rate(lambda v: v.points(), trusted),
-        "length_controlled": _round(length_controlled(ratios)),
+        "length_controlled": rounded(length_controlled(ratios)),
         "raw_win_rate": rate(lambda v: v.points()),
         "raw_win_rate_by_dimension": {k: rate(lambda v, k=k: v.points(k)) for k in KEYS},
         "lean_rate": rate(lambda v: v.lean()),
@@ -186,12 +185,8 @@ def summarise(
         for side, at in (("aligned", "a"), ("base", "b")):
             rows = np.array([scores[getattr(v, at)] for g in scored for v in g])
             table[side] = {k: round(float(m), 4) for k, m in zip(KEYS, rows.mean(0), strict=True)}
-            table[side]["mean"] = _round(bootstrap(rows.mean(1)))
+            table[side]["mean"] = rounded(bootstrap(rows.mean(1)))
         gains = [np.array([scores[v.a].mean() - scores[v.b].mean() for v in g]) for g in scored]
-        table["gain"] = _round(cluster_bootstrap(gains))
+        table["gain"] = rounded(cluster_bootstrap(gains))
         summary["reward"] = table
     return summary
-
-
-def _round(values) -> list[float | None]:
-    return [None if math.isnan(v) else round(float(v), 4) for v in values]

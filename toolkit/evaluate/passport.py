@@ -33,7 +33,7 @@ from toolkit.records import (
     read_jsonl,
     split_of,
 )
-from toolkit.stats import bootstrap, cluster_bootstrap, spearman, spearman_interval, weighted_kappa
+from toolkit.stats import bootstrap, cluster_bootstrap, quadratic_kappa, rounded, spearman, spearman_interval
 
 # people's aspects that ask what one of our dimensions asks; every other is compared with the mean of the five
 SAME_QUESTION = {d: d for d in KEYS} | {"cohesion": "coherence", "empathy": "emotion"}
@@ -195,7 +195,7 @@ def make_passport(
         right.append(float(outcome == "a"))
         wrong.append(float(outcome == "b"))
         flips.append(float(outcome == "tie"))
-        odds.append(verdict.odds())
+        odds.append(_sure(verdict))
         groups.append(good.id)
         languages.setdefault(guess_language(good.text), []).append(right[-1])
 
@@ -208,7 +208,7 @@ def make_passport(
             one, two = Plot(f"{name}:{better.id}", better.text), Plot(f"{name}:{worse.id}", worse.text)
             verdict = asked.compare(better.prompt or "(not given)", one, two)
             if not verdict.error:
-                odds.append(verdict.odds())
+                odds.append(_sure(verdict))
                 groups.append(f"{name}:{better.group}")
 
     slopes, longer = [], []
@@ -356,13 +356,13 @@ def against_people(scored: list[tuple[RatedText, AspectRatings]]) -> dict:
         figures[aspect] = {
             "compared": key or "mean",
             "texts": len(rows),
-            "spearman": [round(v, 4) for v in spearman_interval(mine, theirs)],
-            "within": _number(within_systems(mine, theirs, [r.system for r in rows])),
-            "accuracy": [round(v, 4) for v in cluster_bootstrap(right)] if right else None,
+            "spearman": rounded(spearman_interval(mine, theirs)),
+            "within": rounded([within_systems(mine, theirs, [r.system for r in rows])])[0],
+            "accuracy": rounded(cluster_bootstrap(right)) if right else None,
             "pairs": int(sum(map(len, right))),
-            "kappa": round(weighted_kappa(np.rint(scaled), np.rint(theirs)), 4),
-            "length": [round(v, 4) for v in spearman_interval(lengths, theirs)],
-            "rest": _number(one_against_the_rest(rows, aspect)),
+            "kappa": rounded([quadratic_kappa(np.rint(scaled), np.rint(theirs))])[0],
+            "length": rounded(spearman_interval(lengths, theirs)),
+            "rest": rounded([one_against_the_rest(rows, aspect)])[0],
         }
     return figures
 
@@ -390,6 +390,11 @@ def people_pairs(rows: list[RatedText], most: int, seed: int) -> list[tuple[Rate
     return [(rows[i], rows[j]) if mean(rows[i]) > mean(rows[j]) else (rows[j], rows[i]) for i, j in picked]
 
 
+def _sure(verdict: Verdict) -> float:
+    """Log-odds towards A; NaN where the order decides, as that is no verdict in use either."""
+    return float("nan") if verdict.outcome() == "tie" else verdict.odds()
+
+
 def _told(row: dict, which: str) -> Plot:
     return Plot(f"{row['id']}~{which}", row[which], row["id"], row["premise"])
 
@@ -404,12 +409,8 @@ def _right(difference: float) -> float:
 
 
 def _triple(values: list[float]) -> list:
-    return [_number(v) for v in bootstrap(values)]
+    return rounded(bootstrap(values))
 
 
 def _mean(values: list[float]) -> float | None:
     return round(float(np.mean(values)), 4) if values else None
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else round(float(value), 4)

@@ -12,7 +12,7 @@ FLOORS = [
     ("recipe", "fit"),
     ("engines", "models", "narrative"),
     TRADES,
-    ("stages",),
+    ("stages", "rater"),
     ("runner",),
     ("api",),
     ("cli", "demo"),

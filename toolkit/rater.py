@@ -60,7 +60,12 @@ def export_judge(run: str | Path, out: str | Path, quantisation: str = "Q8_0", s
     if not texts[0]:
         raise UserError(f"{run} holds no text on the training side", "give it more plots or premises")
     reward = hashlib.sha256(b"".join((run / "reward" / n).read_bytes() for n in REWARD_FILES)).hexdigest()[:20]
-    asked = {"reward": reward, "settings": json.loads(json.dumps(asdict(settings))), "quantisation": quantisation, "base": base.id}
+    asked = {
+        "reward": reward,
+        "settings": json.loads(json.dumps(asdict(settings))),
+        "quantisation": quantisation,
+        "base": base.id,
+    }
     more = {"seed": recipe["seed"], "version": package_version("fablesmith"), "texts": _hash(texts)}
     key = json.dumps({**asked, **more}, sort_keys=True)
     if not (work / "key").is_file() or (work / "key").read_text() != key:

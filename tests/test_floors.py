@@ -13,7 +13,7 @@ FLOORS = [
     ("engines", "models", "narrative"),
     TRADES,
     ("judges",),
-    ("stages",),
+    ("stages", "rater"),
     ("runner",),
     ("api",),
     ("cli", "cli_judging", "demo"),

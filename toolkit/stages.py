@@ -34,13 +34,17 @@ def _load(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _base(work):
-    """The base model as the `model` stage left it."""
+def base_model(folder: Path):
+    """The base model as the `model` stage left it in `folder`."""
     from toolkit.models.resolve import Model, resolve
 
-    known = _load(work.of("model") / "model.json")
-    gguf = Path(known["gguf"]) if Path(known["gguf"]).is_absolute() else work.of("model") / known["gguf"]
+    known = _load(folder / "model.json")
+    gguf = Path(known["gguf"]) if Path(known["gguf"]).is_absolute() else folder / known["gguf"]
     return Model(known["id"], resolve(known["id"]).weights, gguf)
+
+
+def _base(work):
+    return base_model(work.of("model"))
 
 
 def model(recipe: Recipe, work) -> dict:

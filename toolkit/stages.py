@@ -244,7 +244,7 @@ def pairs(recipe: Recipe, work) -> dict:
 
     drafts = read_jsonl(work.of("candidates") / "candidates.jsonl", Plot)
     rated = {r.plot_id: r for r in read_jsonl(work.of("ratings") / "ratings.jsonl", AspectRatings)}
-    values = load_reward_model(work.of("reward")).score([p.text for p in drafts], progress="scoring")
+    values = load_reward_model(work.of("reward"), dimensions=KEYS).score([p.text for p in drafts], progress="scoring")
     scores = {
         p.id: {k: round(float(v), 4) for k, v in zip(KEYS, row, strict=True)}
         for p, row in zip(drafts, values, strict=True)
@@ -328,9 +328,10 @@ def evaluate(recipe: Recipe, work) -> dict:
     todo = read_jsonl(work.of("premises") / "test.jsonl", Premise)
 
     def score(texts: list[str]):
+        from toolkit.narrative.dimensions import KEYS
         from toolkit.reward.model import load_reward_model
 
-        return load_reward_model(work.of("reward")).score(texts, progress="reward")
+        return load_reward_model(work.of("reward"), dimensions=KEYS).score(texts, progress="reward")
 
     judge = lambda: load_engine(settings.judge)  # noqa: E731
     return duel_stage(

@@ -248,7 +248,7 @@ def pairs(recipe: Recipe, work) -> dict:
 
     drafts = read_jsonl(work.of("candidates") / "candidates.jsonl", Plot)
     rated = {r.plot_id: r for r in read_jsonl(work.of("ratings") / "ratings.jsonl", AspectRatings)}
-    values = load_reward_model(work.of("reward")).score([p.text for p in drafts], progress="scoring")
+    values = load_reward_model(work.of("reward"), dimensions=KEYS).score([p.text for p in drafts], progress="scoring")
     scores = {
         p.id: {k: round(float(v), 4) for k, v in zip(KEYS, row, strict=True)}
         for p, row in zip(drafts, values, strict=True)
@@ -357,9 +357,10 @@ def evaluate(recipe: Recipe, work) -> dict:
     todo = read_jsonl(work.of("premises") / "test.jsonl", Premise)
 
     def score(texts: list[str]):
+        from toolkit.narrative.dimensions import KEYS
         from toolkit.reward.model import load_reward_model
 
-        return load_reward_model(work.of("reward")).score(texts, progress="reward")
+        return load_reward_model(work.of("reward"), dimensions=KEYS).score(texts, progress="reward")
 
     facts = duel_stage(
         writers,

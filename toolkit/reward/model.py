@@ -1,6 +1,6 @@
-"""Aspect Rating Reward Model (PlotTwist): text → five ratings, one per narrative dimension.
+"""Aspect Rating Reward Model (PlotTwist): text → ratings, one per dimension: the five narrative ones, or a file's own.
 
-A backbone cut after `depth` of its layers + LoRA + mean over tokens + one linear head with five outputs.
+A backbone cut after `depth` of its layers + LoRA + mean over tokens + one linear head with an output per dimension.
 Backbone, head and loss are not published. Chosen because, measured on damage of held-out plots with the embedded
 model, the mean over tokens after two thirds of the layers ranks better than the last token or the last layer
 (docs/results.md), and costs a third less.
@@ -18,14 +18,17 @@ from torch import nn
 from toolkit.errors import UserError
 from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config
 from toolkit.models.resolve import resolve
-from toolkit.narrative.dimensions import DIMENSIONS, HALF, KEYS, MIDDLE
+from toolkit.narrative.dimensions import HALF, KEYS, MIDDLE, SCALE
 from toolkit.progress import bar
 from toolkit.recipe import LoraSettings
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """What must be known to load a reward model again."""
+    """What must be known to load a reward model again.
+
+    `scale` is the lowest and highest rating of the people it learnt from; scores are on 1 … 10 all the same.
+    """
 
     base: str
     fingerprint: str
@@ -34,17 +37,19 @@ class RewardConfig:
     dtype: str = "auto"
     four_bit: bool = False
     dimensions: tuple[str, ...] = KEYS
+    scale: tuple[float, float] = SCALE
 
 
 class AspectHeadModel(nn.Module):
-    """Backbone + five-output head. `forward` returns {"loss", "scores"}, so that transformers' Trainer runs it as it is.
+    """Backbone + head. `forward` returns {"loss", "scores"}, so that transformers' Trainer runs it as it is.
 
     Args:
         backbone: a transformers base model (no language-model head) with `.layers`.
         depth: share of the layers that is kept.
+        outputs: D, how many dimensions it rates.
     """
 
-    def __init__(self, backbone, depth: float):
+    def __init__(self, backbone, depth: float, outputs: int = len(KEYS)):
         super().__init__()
         keep = max(1, round(len(backbone.layers) * depth))
         backbone.layers = backbone.layers[:keep]
@@ -52,7 +57,7 @@ class AspectHeadModel(nn.Module):
         if getattr(backbone.config, "layer_types", None):
             backbone.config.layer_types = backbone.config.layer_types[:keep]
         backbone.norm = nn.Identity()  # it belongs to the last layer, which may be gone; the head standardises instead
-        self.backbone, self.head = backbone, AspectHead(backbone.config.hidden_size)
+        self.backbone, self.head = backbone, AspectHead(backbone.config.hidden_size, outputs)
         self.is_loaded_in_4bit = getattr(backbone, "is_loaded_in_4bit", False)  # peft asks
         self.rank_weight, self.rank_gap = 1.0, 0.5
 
@@ -63,7 +68,7 @@ class AspectHeadModel(nn.Module):
         return (hidden.float() * mask).sum(1) / mask.sum(1)
 
     def forward(self, input_ids, attention_mask, targets=None, weights=None, groups=None, absolute=None):
-        """Scores (B, 5) on 1 … 10 and, with `targets` (B, 5; NaN where unknown), `weights`, `groups`, `absolute` (B), the loss."""
+        """Scores (B, D) on 1 … 10 and, with `targets` (B, D; NaN where unknown), `weights`, `groups`, `absolute` (B), the loss."""
         raw = torch.tanh(self.head(self.features(input_ids, attention_mask)))
         out = {"scores": MIDDLE + HALF * raw}
         if targets is not None:
@@ -77,16 +82,16 @@ class AspectHeadModel(nn.Module):
 
 
 class AspectHead(nn.Module):
-    """Standardise features, then one linear map to the five dimensions: (B, H) → (B, 5).
+    """Standardise features, then one linear map to the dimensions: (B, H) → (B, D).
 
     Its tanh is the rating in units of (rating − MIDDLE) / HALF: inside the scale, and never two texts cut to one value.
     """
 
-    def __init__(self, hidden: int):
+    def __init__(self, hidden: int, outputs: int = len(KEYS)):
         super().__init__()
         self.register_buffer("mean", torch.zeros(hidden))
         self.register_buffer("scale", torch.ones(hidden))
-        self.linear = nn.Linear(hidden, len(DIMENSIONS))
+        self.linear = nn.Linear(hidden, outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -97,7 +102,7 @@ class AspectHead(nn.Module):
         """Closed-form start (linear probe, then fine-tune: Kumar et al. 2022): ridge regression per dimension.
 
         Args:
-            features (N, H); targets (N, 5) as (rating − MIDDLE) / HALF, NaN where unknown; weights (N).
+            features (N, H); targets (N, D) as (rating − MIDDLE) / HALF, NaN where unknown; weights (N).
         """
         targets = np.arctanh(np.clip(targets, -0.95, 0.95))
         mean, scale = features.mean(0), features.std(0) + 1e-6
@@ -128,7 +133,7 @@ def aspect_loss(raw, targets, weights, groups, absolute, rank_weight: float, gap
     Not published; chosen because regression keeps the scale and ranking is what pairs need.
 
     Args:
-        raw, targets: (B, 5) in units of (rating − MIDDLE) / HALF, in −1 … 1; targets NaN where unknown.
+        raw, targets: (B, D) in units of (rating − MIDDLE) / HALF, in −1 … 1; targets NaN where unknown.
         weights: (B) trust in each text's targets.
         groups: (B) texts with the same number are compared.
         absolute: (B) bool, False where only the order of the targets counts.
@@ -137,7 +142,7 @@ def aspect_loss(raw, targets, weights, groups, absolute, rank_weight: float, gap
     safe = torch.where(known, targets, torch.zeros_like(targets))
     w = known * (weights * absolute)[:, None]
     loss = (w * (raw - safe) ** 2).sum() / w.sum().clamp(min=1e-6)
-    better = (safe[:, None] - safe[None] >= gap) & known[:, None] & known[None]  # (B, B, 5): row better than column
+    better = (safe[:, None] - safe[None] >= gap) & known[:, None] & known[None]  # (B, B, D): row better than column
     better &= (groups[:, None] == groups[None])[..., None]
     if better.any():
         pair_weight = torch.minimum(weights[:, None], weights[None])[..., None] * better
@@ -184,13 +189,13 @@ class RewardModel:
         return next(self.module.parameters()).device
 
     def score(self, texts: list[str], batch: int = 16, progress: str = "") -> np.ndarray:
-        """Ratings of texts, (N, 5) on 1 … 10 in the order of narrative.dimensions.KEYS.
+        """Ratings of texts, (N, D) on 1 … 10 in the order of `config.dimensions`.
 
         Batched by length; the result does not depend on the order of `texts` beyond
         rounding. Raises UserError as `encode` does.
         """
         run = lambda **b: self.module(**b)["scores"]  # noqa: E731
-        return self._batches(texts, batch, run, len(DIMENSIONS), progress)
+        return self._batches(texts, batch, run, len(self.config.dimensions), progress)
 
     def features(self, texts: list[str], batch: int = 16, progress: str = "") -> np.ndarray:
         """Pooled hidden states, (N, H)."""
@@ -221,7 +226,7 @@ def new_reward_model(config: RewardConfig, lora: LoraSettings, gguf: str | None 
 
     model = resolve(config.base, gguf)
     backbone = load_model(model, dtype=config.dtype, four_bit=config.four_bit, backbone=True)
-    module = AspectHeadModel(backbone, config.depth)
+    module = AspectHeadModel(backbone, config.depth, len(config.dimensions))
     if config.four_bit:
         prepare_model_for_kbit_training(module.backbone, use_gradient_checkpointing=False)
     peft_config = lora_config(module.backbone, lora, task=None)
@@ -230,10 +235,14 @@ def new_reward_model(config: RewardConfig, lora: LoraSettings, gguf: str | None 
     return RewardModel(module, load_tokenizer(model), config)
 
 
-def load_reward_model(folder: str | Path) -> RewardModel:
+def load_reward_model(folder: str | Path, *, dimensions: tuple[str, ...] | None = None) -> RewardModel:
     """A reward model from its folder, or from a run's.
 
-    Raises UserError when there is none, or when the base model is not the one it was trained on.
+    Args:
+        dimensions: what it must rate, in this order, such as narrative.dimensions.KEYS; any when None.
+
+    Raises UserError when there is none, when it rates something else, or when the base model is not the one it was
+    trained on.
     """
     from peft import PeftModel
 
@@ -243,14 +252,14 @@ def load_reward_model(folder: str | Path) -> RewardModel:
     if not (folder / "reward.json").is_file():
         raise UserError(f"no reward model in {folder}", "name a run that trained one, such as runs/quickstart")
     known = json.loads((folder / "reward.json").read_text())
-    config = RewardConfig(**{**known, "dimensions": tuple(known["dimensions"])})
-    if config.dimensions != KEYS:
-        raise UserError(f"{folder} rates {', '.join(config.dimensions)}, not {', '.join(KEYS)}", "train it again")
+    config = RewardConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+    if dimensions is not None and config.dimensions != dimensions:
+        raise UserError(f"{folder} rates {', '.join(config.dimensions)}, not {', '.join(dimensions)}", "train it again")
     model = resolve(config.base)
     if fingerprint(model) != config.fingerprint:
         raise UserError(f"{folder} was trained on other weights of {config.base} than those here", "train it again")
     backbone = load_model(model, dtype=config.dtype, four_bit=config.four_bit, backbone=True)
-    module = PeftModel.from_pretrained(AspectHeadModel(backbone, config.depth), str(folder))
+    module = PeftModel.from_pretrained(AspectHeadModel(backbone, config.depth, len(config.dimensions)), str(folder))
     head = load_file(folder / "head.safetensors")
     module.base_model.model.head.modules_to_save["default"].load_state_dict(head)
     return RewardModel(module, load_tokenizer(model), config)

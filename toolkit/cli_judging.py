@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -521,22 +520,45 @@ def agreement_lines(found: dict) -> list[str]:
 
 
 def learn(args) -> None:
-    from toolkit.reward.people import table, train_on_people
+    from toolkit.progress import say
+    from toolkit.reward.people import train_on_people
 
-    figures = train_on_people(args.ratings, args.out, base=args.base, seed=args.seed)
-    print(table(figures))
-    print(f"fablesmith rate stories.jsonl --with {args.out}", file=sys.stderr)
+    found = train_on_people(args.ratings, args.out, base=args.base, seed=args.seed)
+    print(
+        f"{found['texts']} texts, {found['groups']} prompts; Spearman with people on prompts not trained on (95 % interval)"
+    )
+    print(
+        f"{'aspect':<18}{'fine-tuned':<26}{'within writers':<24}{'ridge':>8}{'likelihood':>12}{'length':>8}{'one person':>12}"
+    )
+    span = lambda t: f"{t[0]:+.2f} ({t[1]:+.2f} to {t[2]:+.2f})" if t else "–"  # noqa: E731
+    for aspect, f in found["aspects"].items():
+        rho = f["spearman"]
+        one = "–" if f["one rater"] is None else f"{f['one rater']:+.2f}"
+        print(
+            f"{aspect:<18}{span(rho['tuned']):<26}{span(f['within']['tuned']):<24}{rho['ridge'][0]:>+8.2f}"
+            f"{rho['likelihood'][0]:>+12.2f}{rho['length'][0]:>+8.2f}{one:>12}"
+        )
+    say(f"fablesmith rate stories.jsonl --with {args.out}")
 
 
 def export_judge(args) -> None:
     from toolkit.progress import say
     from toolkit.rater import export_judge as export
-    from toolkit.rater import lines
 
-    if args.out.suffix != ".gguf":
-        raise UserError(f"{args.out} does not end in .gguf", "fablesmith export-judge RUN --out rater.gguf")
-    for line in lines(export(args.run, args.out, args.quantisation)):
-        print(line)
+    found = export(args.run, args.out, args.quantisation)
+    print(f"{args.out} ({found['megabytes']} MB)")
+    held_out = found["held_out"]
+    for name, who in (("rater", "this file"), ("base", "the base model as judge")):
+        if name in held_out["plots"]:
+            value, low, high = held_out["plots"][name]["mean"]["spearman"]
+            print(f"{who} against the reward model on {held_out['plots']['texts']} held-out texts: Spearman {value:+.2f} ({low:+.2f} to {high:+.2f})")  # fmt: skip
+    for name, by in held_out["pairs"].items():
+        right = [v["accuracy"][0] for v in by.values() if v["accuracy"]]
+        print(
+            f"orders plots and their damage rightly, mean of the dimensions: {name} {100 * sum(right) / len(right):.0f} %"
+        )
+    if not found["follows"]:
+        print("it does not follow the reward model on held-out plots: do not use it as its stand-in")
     say(f"fablesmith judge stories.jsonl --model {args.out}")
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -134,3 +134,15 @@ def family_of(*names: str) -> str:
             return "gpt-oss" if known[-1] == "gptoss" else known[-1]
         words = re.findall(r"[a-z]{3,}", name.lower().rstrip("/").rsplit("/", 1)[-1])
     return words[0] if words and words[0] not in ("default", "model") else ""
+
+
+def defused(messages: Messages, controls: Iterable[str]) -> Messages:
+    """The messages with a space inside every control token their content spells out ("<|im_end|>" → "< |im_end|>").
+
+    Templates put content between control tokens and the tokenizer cannot tell whose they are: a text could close its
+    own turn and speak as the system.
+    """
+    found = [c for c in controls if len(c) > 2 and any(c in m["content"] for m in messages)]
+    for control in sorted(found, key=len, reverse=True):
+        messages = [{**m, "content": m["content"].replace(control, f"{control[0]} {control[1:]}")} for m in messages]
+    return messages

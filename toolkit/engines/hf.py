@@ -3,7 +3,17 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from toolkit.engines.base import Choice, Messages, Sampling, Samplings, family_of, spread, tidy_reason, trim_at_stop
+from toolkit.engines.base import (
+    Choice,
+    Messages,
+    Sampling,
+    Samplings,
+    defused,
+    family_of,
+    spread,
+    tidy_reason,
+    trim_at_stop,
+)
 from toolkit.engines.schema import Mask
 from toolkit.errors import UserError
 
@@ -27,7 +37,10 @@ class TransformersEngine:
     def _tokens(self, messages: Messages) -> list[int]:
         # hybrid templates (Qwen3's) open a long train of thought unless told not to; others ignore the argument
         text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            defused(messages, self.tokenizer.all_special_tokens),
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
         )
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.engines.base import Choice, Messages, Sampling, Samplings, family_of, spread, tidy_reason, trim_at_stop
+from toolkit.engines.base import (
+    Choice,
+    Messages,
+    Sampling,
+    Samplings,
+    defused,
+    family_of,
+    spread,
+    tidy_reason,
+    trim_at_stop,
+)
 from toolkit.engines.schema import Mask
 from toolkit.errors import UserError
 from toolkit.hardware import physical_cores
@@ -65,7 +75,7 @@ class LlamaEngine:
                 raise UserError(f"llama.cpp cannot put {lora} on {self.path}: {_last_error()}", "is it this model's?")
             adapters, scales = (C.llama_adapter_lora_p_ctypes * 1)(adapter), (ctypes.c_float * 1)(1.0)
             C.llama_set_adapters_lora(self.ctx, adapters, 1, scales)
-        self._formatter = self._schema_tokens = None
+        self._formatter = self._schema_tokens = self._control_texts = None
         self.family = self._family()
 
     def close(self) -> None:
@@ -125,7 +135,14 @@ class LlamaEngine:
                 eos_token=text(self.C.llama_vocab_eos(self.vocab)),
                 bos_token=text(self.C.llama_vocab_bos(self.vocab)),
             )
-        return self._formatter(messages=messages, enable_thinking=False).prompt
+        return self._formatter(messages=defused(messages, self._controls()), enable_thinking=False).prompt
+
+    def _controls(self) -> list[str]:
+        """Texts of the control tokens, such as <|im_end|>."""
+        if self._control_texts is None:
+            control = self.C.llama_vocab_is_control
+            self._control_texts = [self._special_text(t) for t in range(self.n_vocab) if control(self.vocab, t)]
+        return self._control_texts
 
     def _special_text(self, token: int) -> str:
         return self.C.llama_vocab_get_text(self.vocab, token).decode() if token >= 0 else ""

@@ -84,13 +84,12 @@ def fit(points: np.ndarray, tied: np.ndarray | None = None, tolerance: float = 1
     """
     points = _with_prior(points)
     games = points + points.swapaxes(-1, -2)
-    tied = np.eye(points.shape[-1]) if tied is None else tied
-    won = (tied @ points.sum(-1, keepdims=True))[..., 0]
+    together = (lambda x: x) if tied is None else (lambda x: (tied @ x[..., None])[..., 0])
+    won = together(points.sum(-1))
     theta = np.zeros_like(won)
     for _ in range(20_000):
         strength = np.exp(theta)
-        share = (games / (strength[..., :, None] + strength[..., None, :])).sum(-1, keepdims=True)
-        new = np.log(won / (tied @ share)[..., 0])
+        new = np.log(won / together((games / (strength[..., :, None] + strength[..., None, :])).sum(-1)))
         moved, theta = np.abs(new - theta).max(), new
         if moved < tolerance:
             break

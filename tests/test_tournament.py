@@ -11,7 +11,7 @@ from toolkit.engines.base import Sampling
 from toolkit.errors import EngineDown, UserError
 from toolkit.evaluate import bradley_terry as bt
 from toolkit.evaluate.judge import Verdict
-from toolkit.evaluate.ranking import table
+from toolkit.evaluate.ranking import lines, table
 from toolkit.evaluate.tournament import tournament
 from toolkit.narrative.dimensions import KEYS
 from toolkit.records import Premise, read_jsonl
@@ -111,25 +111,23 @@ class World:
         return [pair for pair, left in self.left.items() if left]
 
 
-def verdicts_until_settled(theta, seed, rng=None, look=3):
-    """How many verdicts until the order is settled (looked at every third), and whether it is right then."""
+def verdicts_until_settled(theta, seed, rng=None, look=4):
+    """How many verdicts until the order is settled (looked at every fourth), and whether it is right then."""
     world = World(theta, 200, seed)
     while True:
-        for _ in range(look):
-            now = bt.standing(world.results, world.n) if rng is None else None
-            playable = world.playable()
-            world.play(playable[rng.integers(len(playable))] if rng else bt.next_pair(world.results, now, playable))
         now = bt.standing(world.results, world.n)
         if bt.begun(world.results, world.playable()) and bt.settled_order(now):
             return len(world.results), now.order() == sorted(range(world.n), key=lambda i: -theta[i])
+        for _ in range(look):
+            playable = world.playable()
+            world.play(playable[rng.integers(len(playable))] if rng else bt.next_pair(world.results, now, playable))
 
 
 def test_matches_that_tell_most_settle_the_order_with_fewer_verdicts_than_random_ones():
-    theta = [0.0, 1.8, -1.8, 0.9]
+    theta = [0.0, 2.4, -2.4, 1.2]
     chosen = [verdicts_until_settled(theta, seed) for seed in range(20)]
-    random = [verdicts_until_settled(theta, seed, np.random.default_rng(seed + 1000), look=6) for seed in range(20)]
+    random = [verdicts_until_settled(theta, seed, np.random.default_rng(seed + 1000)) for seed in range(20)]
     mean = lambda found: np.mean([n for n, _ in found])  # noqa: E731
-    print(mean(chosen), mean(random), sum(right for _, right in chosen), sum(right for _, right in random))
     assert mean(chosen) < 0.75 * mean(random)
     assert sum(right for _, right in chosen) >= 19
 
@@ -139,19 +137,20 @@ def test_with_the_same_budget_the_order_is_right_more_often():
     for seed in range(20):
         for kind in right:
             world, rng = World(theta, 60, seed), np.random.default_rng(seed)
-            for _ in range(60):
-                now = bt.standing(world.results, 5) if kind == "chosen" else None
-                pair = bt.next_pair(world.results, now, world.playable()) if now else None
-                world.play(pair or world.playable()[rng.integers(10)])
+            while len(world.results) < 60:
+                now = bt.standing(world.results, 5)
+                for _ in range(3):
+                    playable = world.playable()
+                    chosen = bt.next_pair(world.results, now, playable)
+                    world.play(chosen if kind == "chosen" else playable[rng.integers(10)])
             right[kind] += bt.standing(world.results, 5).order() == [0, 1, 2, 3, 4]
-    print(right)
     assert right["chosen"] >= right["random"] + 4
 
 
 def test_looking_after_every_match_rarely_settles_an_order_of_equal_writers():
     wrong = naive = 0
     for seed in range(40):
-        world, settled, plain = World([0.0, 0.0], 80, seed, ties=0.2), False, False
+        world, settled, plain = World([0.0, 0.0], 60, seed, ties=0.2), False, False
         while world.playable():
             world.play((0, 1))
             now = bt.standing(world.results, 2)
@@ -159,9 +158,8 @@ def test_looking_after_every_match_rarely_settles_an_order_of_equal_writers():
                 settled |= bool(now.settled().any())
                 plain |= bool((now.ahead() > 0.975).any())
         wrong, naive = wrong + settled, naive + plain
-    print(wrong, naive)
     assert wrong <= 4  # 2 expected of 40 at 95 %
-    assert naive > 8  # why a plain 95 % would not do
+    assert naive >= 6  # why a plain 95 % would not do
 
 
 def test_intervals_of_a_full_round_robin_cover_the_planted_strengths():
@@ -173,7 +171,6 @@ def test_intervals_of_a_full_round_robin_cover_the_planted_strengths():
                 world.play(pair)
         found = bt.intervals(world.results, bt.standing(world.results, 4), draws=300)
         inside += [low <= value <= high for (low, high), value in zip(found, theta, strict=True)]
-    print(np.mean(inside))
     assert 0.9 <= np.mean(inside) <= 0.995
 
 
@@ -352,6 +349,38 @@ def test_a_judge_that_says_nothing_ranks_nobody(tmp_path):
     assert (found["verdicts"], found["without_verdict"], found["ties_by_order"]) == (0, 1.0, None)
     assert all(w["rank"] is None for w in found["writers"])
     assert table(found)
+
+
+def test_names_are_shown_as_they_are_given(tmp_path):
+    SKILL.update({"a $x$ & <b>": 1.0})
+    try:
+        play(tmp_path, names=("weak", "a $x$ & <b>"), budget=6)
+    finally:
+        del SKILL["a $x$ & <b>"]
+    for name in ("tournament.svg", "wins.svg"):
+        assert "a $x$ &amp; &lt;b&gt;" in (tmp_path / name).read_text()
+
+
+def test_two_that_are_not_neighbours_are_said_to_be_settled_when_those_between_are_not():
+    pair = {"won": 1, "lost": 1, "tied": 1, "no_verdict": 0, "probability": 0.8}
+    figures = {
+        "writers": [{"name": name, "rank": rank, "no_text": {}} for rank, name in enumerate("ABC", 1)],
+        "pairs": [{"ahead": a, "behind": b, "settled": a + b == "AC", **pair} for a, b in ("AB", "AC", "BC")],
+        "verdicts": 9,
+        "matches": 9,
+        "premises": 3,
+        "end": "played",
+        "why_none": {},
+        "ties_by_order": 0.3,
+        "longer_wins": [0.6, 0.4, 0.8],
+    }
+    assert lines(figures) == [
+        "A and B cannot be told apart with 9 verdicts (3 between the two; A is the better one with probability 0.80).",
+        "A is ahead of C: settled at 95 %.",
+        "B and C cannot be told apart with 9 verdicts (3 between the two; B is the better one with probability 0.80).",
+        "9 matches on 3 premises, every match played.",
+        "Baseline, length alone: the longer text won 60 % of the decided matches (95 % interval 40 to 80 %).",
+    ]
 
 
 def test_dimensions_are_counted_by_themselves(tmp_path):

@@ -245,8 +245,9 @@ def pairwise(figures: dict) -> str:
         if games := won + lost + tied:
             share[i, j] = (won + tied / 2) / games
             share[j, i] = 1 - share[i, j]
-            for x, y, score in ((j, i, f"{won}–{lost}–{tied}"), (i, j, f"{lost}–{won}–{tied}")):
-                label = f"{100 * share[y, x]:.0f} %\n{score}"
+            percent = round(100 * share[i, j])
+            for x, y, value, score in ((j, i, percent, (won, lost)), (i, j, 100 - percent, (lost, won))):
+                label = f"{value} %\n{score[0]}–{score[1]}–{tied}"
                 axes.text(x + 0.5, y + 0.5, label, ha="center", va="center", fontsize=8, color="#1f2937")
     pale = LinearSegmentedColormap.from_list("points", [QUIET, "#f3ede4", "#eda760"])  # dark text is readable on it
     axes.pcolormesh(np.ma.masked_invalid(share), cmap=pale, vmin=0, vmax=1)

@@ -156,6 +156,11 @@ def lines(figures: dict) -> list[str]:
     return said
 
 
+def _share(value: float | None) -> str:
+    """A percentage that says neither certain nor impossible."""
+    return "?" if value is None else "> 99 %" if value > 0.99 else "< 1 %" if value < 0.01 else f"{100 * value:.0f} %"
+
+
 def table(figures: dict) -> str:
     """Plain text for a terminal: rank, strength with interval, results, length, and won–lost on each dimension."""
     head = ["", "writer", "strength (95 %)", "best", "won", "lost", "tied", "no verdict", "characters"]
@@ -167,7 +172,7 @@ def table(figures: dict) -> str:
             str(w["rank"] or "–"),
             w["name"],
             strength,
-            "?" if w["best"] is None else f"{100 * w['best']:.0f} %",
+            _share(w["best"]),
             *(str(w[kind]) for kind in ("won", "lost", "tied", "no_verdict")),
             "–" if w["characters"] is None else f"{w['characters']:.0f}",
             *(f"{w['dimensions'][key]['won']}–{w['dimensions'][key]['lost']}" for key in KEYS),

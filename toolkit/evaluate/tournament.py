@@ -39,7 +39,9 @@ def tournament(
     seed: int = 0,
     about: dict | None = None,
 ) -> dict:
-    """Write, judge the matches that tell most, and rank. Files in `out`: plots.jsonl, verdicts.jsonl, tournament.json, .svg.
+    """Write, judge the matches that tell most, and rank.
+
+    In `out`: plots.jsonl, verdicts.jsonl, tournament.json, tournament.svg (strengths), wins.svg (who beat whom).
 
     Args:
         writers: name → what opens it; opened one after the other, and closed before the judge is opened.
@@ -50,7 +52,8 @@ def tournament(
         about: what else makes the texts (files, hashes); a call that differs in it does not reuse them.
 
     Returns:
-        `summarise`'s figures.
+        `ranking.summarise`'s figures. Stopping at a settled order is allowed for in what is called settled, and not in
+        the intervals of the strengths: those are of the verdicts at hand (see `bradley_terry.intervals`).
 
     Raises:
         UserError: fewer than two writers, names or ids that occur twice, no premise, or `out` holds another tournament.

@@ -4,7 +4,7 @@
 
 Prints a Markdown table a file: Spearman with a 95 % bootstrap interval over texts, the mean correlation inside each
 writer's texts (knowing who wrote a text already tells much), pair accuracy within a prompt, and quadratic-weighted kappa.
-What was asked is kept in --out, so that a second call asks nothing again.
+What was asked is kept in --out, where `fablesmith passport` keeps it too: nothing is asked twice.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
         "ratings", type=Path, nargs="+", help="JSONL with people's ratings (toolkit.people.read_people)"
     )
     parser.add_argument("--judge", action="append", default=[], help="what open_judge takes; may be repeated")
-    parser.add_argument("--out", type=Path, default=Path("runs/human_ratings"))
+    parser.add_argument("--out", type=Path, default=Path("runs/passports"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for path in args.ratings:
@@ -66,9 +66,10 @@ def main() -> None:
         raters = {}
         for spec in args.judge:
             opened = open_judge(spec)
-            asked = Asked(opened.judge, args.out / f"{path.stem}-{opened.identity}.jsonl")
+            asked = Asked(opened.judge, args.out / opened.identity / "asked.jsonl")  # what a passport asked counts too
+            asked.path.parent.mkdir(exist_ok=True)
             asked.bar = bar(total=len(rows), desc=path.stem, unit="text")
-            raters[spec] = [(r, asked.rate(Plot(r.id, r.text))) for r in rows]
+            raters[spec] = [(r, asked.rate(Plot(f"{path.stem}:{r.id}", r.text))) for r in rows]
             asked.bar.close()
             opened.judge.close()
         raters["likelihood"] = as_ratings(rows, likelihoods(rows, args.out / f"{path.stem}-likelihood.jsonl"))

@@ -16,19 +16,35 @@ TEXT = "The keeper lit the lamp at dusk. Her brother cut the rope, and the sea t
 PLOT = Plot("p1", TEXT, "q", origin="base")
 
 
+SENTENCES = (
+    "The keeper lit the lamp at dusk.",
+    "Her brother cut the rope, and the sea took the boat.",
+    "She forgave him.",
+)
+
+
 class Actor:
-    """Plays every agent: critics claim `claims`, the reader quotes `quote`, each rating is `digit`, or 3 after evidence."""
+    """Plays every agent: critics claim `claims`, the reader quotes `quote` (a text, or one for each claim in turn), each
+    rating is `digit`, or 3 after evidence."""
 
     family = ""
 
-    def __init__(self, claims=("She forgives her brother.",), quote="Her brother cut the rope", digit=7, name="actor"):
+    def __init__(
+        self,
+        claims=("She forgives her brother.",),
+        quote=(*SENTENCES[:2], "took the boat. She forgave", "lit the lamp at dusk"),
+        digit=7,
+        name="actor",
+    ):
         self.claims, self.quote, self.digit, self.name, self.asked, self.closed = claims, quote, digit, name, [], 0
 
     def generate(self, prompts, n, sampling):
         self.asked += [m[-1]["content"] for m in prompts]
         keys = json.loads(sampling.schema)["properties"]
-        said = json.dumps({"claims": list(self.claims)} if "claims" in keys else {"quote": self.quote})
-        return [[said]] * len(prompts)
+        if "claims" in keys:
+            return [[json.dumps({"claims": list(self.claims)})]] * len(prompts)
+        quotes = [self.quote] if isinstance(self.quote, str) else self.quote
+        return [[json.dumps({"quote": quotes[i % len(quotes)]})] for i in range(len(prompts))]
 
     def choose(self, prompts, options, reason=0):
         self.asked += [m[-1]["content"] for m in prompts]
@@ -62,7 +78,7 @@ def test_the_editor_reads_supported_claims_with_their_quotes():
     hear(actor, PLOT)
     editors = [q for q in actor.asked if "You are the editor" in q]
     assert len(editors) == len(DIMENSIONS)
-    assert all("She forgives her brother. (“Her brother cut the rope”)" in q for q in editors)
+    assert sum("She forgives her brother. (“The keeper lit the lamp at dusk.”)" in q for q in editors) == 3
 
 
 def test_a_claim_that_cannot_be_quoted_is_dropped_and_counted():
@@ -78,6 +94,7 @@ def test_a_claim_that_cannot_be_quoted_is_dropped_and_counted():
         ("Her brother cut the rope", ""),
         ("her  brother cut the ROPE,", ""),
         ("“the sea took the boat”", ""),
+        (TEXT, "more than one place quoted"),
         ("brother cut the rop", "not in the plot"),  # half a word is no quote
         ("Her brother cut the throat", "not in the plot"),
         ("the rope", "the quote is too short to show anything"),

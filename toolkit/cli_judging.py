@@ -187,10 +187,9 @@ def read_texts(imported) -> list:
 
 def show_ratings(plots, ratings) -> None:
     """A table, one line a text; where there is no rating the line says why."""
-    from toolkit.narrative.dimensions import DIMENSIONS
 
     keys = next((list(r.scores) for r in ratings if r.scores), [d.key for d in DIMENSIONS])
-    names = {d.key: d.name.split()[0] if d.key != "coherence" else "Coherence" for d in DIMENSIONS}
+    names = _short_names()
     print(f"{'text':<34}" + "".join(f"{names.get(k, k)[:15]:>{_WIDE}}" for k in keys) + f"{'mean':>8}")
     for plot, r in zip(plots, ratings, strict=True):
         start = plot.text.replace("\n", " ")
@@ -199,6 +198,10 @@ def show_ratings(plots, ratings) -> None:
             "".join(f"{r.scores[k]:>{_WIDE}.2f}" for k in keys) + f"{r.mean:>8.2f}" if r.scores else f"    {r.error}"
         )
         print(f"{start:<34}{cells}")
+
+
+def _short_names() -> dict[str, str]:
+    return {d.key: d.name.split()[0] if d.key != "coherence" else "Coherence" for d in DIMENSIONS}
 
 
 def judge(args) -> None:
@@ -292,13 +295,12 @@ def _panel(args, plots) -> None:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
     else:
-        short = [d.name.split()[-1][:10] if d.key != "emotion" else "Emotion" for d in DIMENSIONS]
-        print(f"{'panel (single call)':<34}" + "".join(f"{s:>14}" for s in short))
+        print(f"{'panel (single call)':<34}" + "".join(f"{name:>{_WIDE}}" for name in _short_names().values()))
         for plot, r in zip(plots, ratings, strict=True):
             start = plot.text.replace("\n", " ")
             start = start if len(start) <= 32 else start[:31] + "…"
             cells = [f"{r.scores[d.key]:.2f} ({r.single[d.key]:.2f})" if r.scores else "–" for d in DIMENSIONS]
-            print(f"{start:<34}" + "".join(f"{c:>14}" for c in cells) + (f"  {r.error}" if r.error else ""))
+            print(f"{start:<34}" + "".join(f"{c:>{_WIDE}}" for c in cells) + (f"  {r.error}" if r.error else ""))
             for claim in [c for o in r.opinions for c in o.claims if not c.dropped]:
                 print(f"    {claim.dimension} {claim.side}: {claim.claim} “{claim.quote}”")
     facts = summarise_panel(ratings, {p.id: "texts" for p in plots})

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +21,31 @@ from toolkit.evaluate.judge import DIGITS, GUARD, LANGUAGES, digit_rating, judge
 from toolkit.narrative.dimensions import DIMENSIONS, KEYS
 from toolkit.narrative.prompts import prompt
 from toolkit.narrative.quoting import guard_rule, quoted
+from toolkit.narrative.writing import sentences_of
 from toolkit.progress import bar
 from toolkit.records import Plot, append_jsonl, guess_language, read_jsonl
 
 CLAIMS = {
     "type": "object",
-    "properties": {"claims": {"type": "array", "items": {"type": "string", "maxLength": 160}, "maxItems": 2}},
+    "properties": {
+        "claims": {
+            "type": "array",
+            "items": {"type": "string", "minLength": 12, "maxLength": 160},
+            "minItems": 1,
+            "maxItems": 2,
+        }
+    },
     "required": ["claims"],
     "additionalProperties": False,
 }
 QUOTE = {
     "type": "object",
-    "properties": {"quote": {"type": "string", "maxLength": 300}},
+    "properties": {"quote": {"type": "string", "maxLength": 160}},
     "required": ["quote"],
     "additionalProperties": False,
 }
 SIDES = {"merit": "critic_merit", "fault": "critic_fault"}
+MOST_CLAIMS = 3  # that one quote may stand for: a reader that quotes the same line for everything has not read
 SHORTEST = {"en": 3, "zh": 4}  # words (characters) of a quote: less occurs in any text
 
 
@@ -91,7 +100,10 @@ class PanelRating:
 
     @property
     def error(self) -> str:
-        return "" if self.scores else "; ".join(f"{o.judge}: {o.error}" for o in self.opinions)
+        if self.scores:
+            return ""
+        reasons = list(dict.fromkeys(o.error for o in self.opinions))
+        return reasons[0] if len(reasons) == 1 else "; ".join(f"{o.judge}: {o.error}" for o in self.opinions)
 
 
 def sit(
@@ -169,16 +181,35 @@ def _criticise(engine: Engine, text: str, guard: str) -> tuple[list[Claim], int]
 
 
 def _read_closely(engine: Engine, text: str, claims: list[Claim], guard: str) -> list[Claim]:
-    """The claims with the quotes found for them; what cannot be quoted is marked as dropped."""
+    """The claims with the quotes found for them; what says nothing or cannot be quoted is marked as dropped."""
     language = guess_language(text)
-    asks = [_messages(text, guard, prompt("close_reader", language, claim=c.claim)) for c in claims]
-    drawn = Sampling(temperature=0, max_tokens=120, schema=json.dumps(QUOTE))
+    claims = _worth_reading(claims, text)
+    todo = [c for c in claims if not c.dropped]
+    asks = [_messages(text, guard, prompt("close_reader", language, claim=c.claim)) for c in todo]
+    drawn = Sampling(temperature=0, max_tokens=80, schema=json.dumps(QUOTE))
+    quotes = [_json(answers[0], "quote", str) for answers in (engine.generate(asks, 1, drawn) if asks else [])]
+    used = Counter(plain(q) for q in quotes if q)
     read = []
-    for claim, answers in zip(claims, engine.generate(asks, 1, drawn) if asks else [], strict=True):
-        quote = _json(answers[0], "quote", str)
-        why = "no quote in the asked form" if quote is None else why_unsupported(quote, text)
-        read.append(Claim(claim.dimension, claim.side, claim.claim, (quote or "").strip(), why))
+    for claim in claims:
+        if not claim.dropped:
+            quote = quotes.pop(0)
+            why = "no quote in the asked form" if quote is None else why_unsupported(quote, text)
+            if not why and used[plain(quote)] > MOST_CLAIMS:
+                why = "the same quote for everything"
+            claim = replace(claim, quote=(quote or "").strip(), dropped=why)
+        read.append(claim)
     return read
+
+
+def _worth_reading(claims: list[Claim], text: str) -> list[Claim]:
+    """Claims that only copy the plot, or were made before on the same dimension and side, are dropped at once."""
+    seen, out = set(), []
+    for claim in claims:
+        said = (claim.dimension, claim.side, plain(claim.claim))
+        why = "only copies the plot" if f" {said[2]} " in f" {plain(text)} " else "said already" if said in seen else ""
+        seen.add(said)
+        out.append(replace(claim, dropped=why))
+    return out
 
 
 def why_unsupported(quote: str, text: str) -> str:
@@ -189,7 +220,9 @@ def why_unsupported(quote: str, text: str) -> str:
         return "nothing quoted"
     if size < SHORTEST[language]:
         return "the quote is too short to show anything"
-    return "" if f" {said} " in f" {plain(text)} " or (language == "zh" and said in plain(text)) else "not in the plot"
+    if not (f" {said} " in f" {plain(text)} " or (language == "zh" and said in plain(text))):
+        return "not in the plot"
+    return "more than one place quoted" if sum(plain(s) in said for s in sentences_of(text)) > 1 else ""
 
 
 def plain(text: str) -> str:

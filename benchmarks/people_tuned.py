@@ -52,17 +52,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/people-tuned"), help="where folds are kept")
     args = parser.parse_args()
     prepare_environment()
-    from toolkit.reward.people import SETTINGS, baselines, configured, cross_validate, figures, fold_of
-    from toolkit.reward.rated import read_rated
+    from toolkit.reward.people import baselines, cross_validate, figures, fold_of, study
 
-    rated, begun = read_rated(args.ratings), time.monotonic()
-    config, work = configured(rated, args.base, SETTINGS), args.work / args.ratings.stem
-    work.mkdir(parents=True, exist_ok=True)
-    every = []
+    begun = time.monotonic()
+    it = study(args.ratings, args.work, args.base)
+    rated, every = it.rated, []
     for seed in range(1, args.seeds + 1):
         fold = fold_of(rated.groups, args.folds, seed)
-        scores = {"tuned": cross_validate(rated, config, SETTINGS, work, args.folds, seed)}
-        scores |= baselines(rated, config, SETTINGS, work, fold)
+        scores = {"tuned": cross_validate(it, args.folds, seed), **baselines(it, fold)}
         every.append((scores, figures(rated, scores, fold)))
     print(
         f"{len(rated.texts)} texts of {args.ratings.name}, {len(set(rated.groups))} groups, {args.folds} folds cut "

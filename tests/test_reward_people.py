@@ -133,8 +133,8 @@ def test_within_generators_a_folds_level_does_not_count():
 
 def test_figures_of_perfect_and_of_reversed_scores(file):
     rated = read_rated(file)
-    found = figures(rated, {"tuned": rated.targets, "ridge": -rated.targets}, fold_of(rated.groups, 2, 1))
-    assert found["flow"]["spearman"]["tuned"][0] == pytest.approx(1.0)
+    found = figures(rated, {"model": rated.targets, "ridge": -rated.targets}, fold_of(rated.groups, 2, 1))
+    assert found["flow"]["spearman"]["model"][0] == pytest.approx(1.0)
     assert found["calm"]["gain"][0] == pytest.approx(2.0)
     assert found["flow"]["one rater"] > 0.9
 
@@ -144,7 +144,7 @@ def test_trained_saved_and_loaded_it_scores_the_same_under_its_own_names(tiny, f
     facts = train_on_people(file, out, str(tiny), folds=2, settings=SMALL)
     assert set(facts["aspects"]) == {"flow", "calm"}
     assert facts["scale"] == [1.0, 5.0]
-    assert set(facts["aspects"]["flow"]["spearman"]) == {"tuned", "start", "ridge", "likelihood", "length"}
+    assert set(facts["aspects"]["flow"]["spearman"]) == {"model", "before LoRA", "ridge", "likelihood", "length"}
     assert len((out / "predictions.jsonl").read_text().splitlines()) == 32
     model = load_reward_model(out)
     scores = model.score([r["text"] for r in rows()])
@@ -154,6 +154,15 @@ def test_trained_saved_and_loaded_it_scores_the_same_under_its_own_names(tiny, f
     assert load_reward_model(again).score(["Rain fell."]) == pytest.approx(model.score(["Rain fell."]), abs=1e-5)
     with pytest.raises(UserError, match="rates flow, calm, not character"):
         load_reward_model(out, dimensions=KEYS)
+
+
+def test_without_epochs_the_head_is_closed_form_and_what_is_saved_is_what_was_measured(tiny, file, tmp_path):
+    it = people.study(file, tmp_path, str(tiny), replace(SMALL, epochs=0))
+    fold = fold_of(it.rated.groups, 2, 1)
+    model = people.train_on(it, np.flatnonzero(fold == 0), tmp_path / "work", 1)
+    held_out = [it.rated.texts[i] for i in np.flatnonzero(fold == 1)]
+    assert model.score(held_out) == pytest.approx(people.cross_validate(it, 2, 1)[fold == 1], abs=0.05)  # bfloat16
+    assert "before LoRA" not in people.baselines(it, fold)
 
 
 def test_after_a_kill_the_whole_folds_are_not_trained_again(tiny, file, tmp_path, monkeypatch):

@@ -15,20 +15,16 @@ FIGURES = 20
 
 
 class Reader:
-    """The frozen base language model, loaded when first asked; it remembers what it has read.
-
-    Args:
-        known: token ids → figures, already read.
-    """
+    """The frozen base language model, loaded when first asked. `known` (token ids → figures) is what it has read."""
 
     def __init__(self, base: str, dtype: str = "auto"):
         self.base, self.dtype, self.net, self.known = base, dtype, None, {}
 
-    def read(self, rows: list[list[int]], batch: int = 4) -> np.ndarray:
+    def read(self, rows: list[list[int]], batch: int = 4, progress: str = "") -> np.ndarray:
         """Figures of tokenised texts, (N, 20) float32; the first is the mean log-probability of a token in nats."""
         new = sorted({tuple(r) for r in rows} - self.known.keys(), key=lambda r: (len(r), r))
         starts = range(0, len(new), batch)
-        for at in bar(starts, desc="reading", unit="batch") if len(new) > batch else starts:
+        for at in bar(starts, desc=progress, unit="batch") if progress else starts:
             self._read(new[at : at + batch])
         return np.stack([self.known[tuple(r)] for r in rows])
 

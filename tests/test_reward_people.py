@@ -118,9 +118,9 @@ def test_more_folds_than_groups_are_refused(file):
 def test_a_held_out_text_does_not_reach_the_ridge_start(file):
     rated, rng = read_rated(file), np.random.default_rng(0)
     features, fold = rng.normal(size=(32, 6)).astype(np.float32), fold_of(rated.groups, 4, 1)
-    before = ridge_start(rated, features, 10.0, fold)
+    before = ridge_start(rated, features, 2, 10.0, fold)
     other = replace(rated, targets=np.where((fold == 2)[:, None], 1.5, rated.targets))
-    assert ridge_start(other, features, 10.0, fold)[fold == 2] == pytest.approx(before[fold == 2])
+    assert ridge_start(other, features, 2, 10.0, fold)[fold == 2] == pytest.approx(before[fold == 2])
 
 
 def test_within_generators_a_folds_level_does_not_count():
@@ -133,8 +133,8 @@ def test_within_generators_a_folds_level_does_not_count():
 
 def test_figures_of_perfect_and_of_reversed_scores(file):
     rated = read_rated(file)
-    found = figures(rated, {"tuned": rated.targets, "ridge": -rated.targets}, fold_of(rated.groups, 2, 1))
-    assert found["flow"]["spearman"]["tuned"][0] == pytest.approx(1.0)
+    found = figures(rated, {"model": rated.targets, "ridge": -rated.targets}, fold_of(rated.groups, 2, 1))
+    assert found["flow"]["spearman"]["model"][0] == pytest.approx(1.0)
     assert found["calm"]["gain"][0] == pytest.approx(2.0)
     assert found["flow"]["one rater"] > 0.9
 
@@ -144,7 +144,7 @@ def test_trained_saved_and_loaded_it_scores_the_same_under_its_own_names(tiny, f
     facts = train_on_people(file, out, str(tiny), folds=2, settings=SMALL)
     assert set(facts["aspects"]) == {"flow", "calm"}
     assert facts["scale"] == [1.0, 5.0]
-    assert set(facts["aspects"]["flow"]["spearman"]) == {"tuned", "ridge", "likelihood", "length"}
+    assert set(facts["aspects"]["flow"]["spearman"]) == {"model", "before LoRA", "ridge", "likelihood", "length"}
     assert len((out / "predictions.jsonl").read_text().splitlines()) == 32
     model = load_reward_model(out)
     scores = model.score([r["text"] for r in rows()])
@@ -156,23 +156,32 @@ def test_trained_saved_and_loaded_it_scores_the_same_under_its_own_names(tiny, f
         load_reward_model(out, dimensions=KEYS)
 
 
+def test_without_epochs_the_head_is_closed_form_and_what_is_saved_is_what_was_measured(tiny, file, tmp_path):
+    it = people.study(file, tmp_path, str(tiny), replace(SMALL, epochs=0))
+    fold = fold_of(it.rated.groups, 2, 1)
+    model = people.train_on(it, np.flatnonzero(fold == 0), tmp_path / "work", 1)
+    held_out = [it.rated.texts[i] for i in np.flatnonzero(fold == 1)]
+    assert model.score(held_out) == pytest.approx(people.cross_validate(it, 2, 1)[fold == 1], abs=0.05)  # bfloat16
+    assert "before LoRA" not in people.baselines(it, fold)
+
+
 def test_after_a_kill_the_whole_folds_are_not_trained_again(tiny, file, tmp_path, monkeypatch):
     trained, real = [], people.train_on
 
-    def until_the_second(rated, picked, config, settings, work, seed):
+    def until_the_second(it, picked, work, seed):
         if len(trained) == 1:
             raise KeyboardInterrupt
         trained.append(work.name)
-        return real(rated, picked, config, settings, work, seed)
+        return real(it, picked, work, seed)
 
     monkeypatch.setattr(people, "train_on", until_the_second)
     with pytest.raises(KeyboardInterrupt):
         train_on_people(file, tmp_path / "out", str(tiny), folds=2, settings=SMALL)
     assert not (tmp_path / "out" / "people.json").exists()
     seen = []
-    monkeypatch.setattr(people, "train_on", lambda *a: seen.append(a[4].name) or real(*a))
+    monkeypatch.setattr(people, "train_on", lambda *a: seen.append(a[2].name) or real(*a))
     facts = train_on_people(file, tmp_path / "out", str(tiny), folds=2, settings=SMALL)
-    assert (trained, seen) == (["fold-1-0"], ["fold-1-1", "all"])
-    monkeypatch.setattr(people, "train_on", None)  # a third call finds everything done
+    assert (trained, seen) == (["fold-2-1-0"], ["fold-2-1-1", "all"])
+    monkeypatch.setattr(people, "study", None)  # a third call finds everything done
     assert train_on_people(file, tmp_path / "out", str(tiny), folds=2, settings=SMALL) == facts
     assert not list((tmp_path / "out").glob("work-*"))

@@ -21,13 +21,14 @@ from toolkit.models.resolve import resolve
 from toolkit.narrative.dimensions import HALF, KEYS, MIDDLE, SCALE
 from toolkit.progress import bar
 from toolkit.recipe import LoraSettings
+from toolkit.reward.reading import FIGURES, Reader
 
 
 @dataclass(frozen=True)
 class RewardConfig:
     """What must be known to load a reward model again.
 
-    `scale` is the lowest and highest rating of the people it learnt from; scores are on 1 … 10 all the same.
+    `reading` puts how the base model reads a text (reward.reading) beside its mean state. `scale` is the lowest and highest rating of the people it learnt from; scores are on 1 … 10 all the same.
     """
 
     base: str
@@ -38,6 +39,7 @@ class RewardConfig:
     four_bit: bool = False
     dimensions: tuple[str, ...] = KEYS
     scale: tuple[float, float] = SCALE
+    reading: bool = False
 
 
 class AspectHeadModel(nn.Module):
@@ -47,9 +49,10 @@ class AspectHeadModel(nn.Module):
         backbone: a transformers base model (no language-model head) with `.layers`.
         depth: share of the layers that is kept.
         outputs: D, how many dimensions it rates.
+        figures: R, how many features a text has beside its mean state.
     """
 
-    def __init__(self, backbone, depth: float, outputs: int = len(KEYS)):
+    def __init__(self, backbone, depth: float, outputs: int = len(KEYS), figures: int = 0):
         super().__init__()
         keep = max(1, round(len(backbone.layers) * depth))
         backbone.layers = backbone.layers[:keep]
@@ -57,19 +60,20 @@ class AspectHeadModel(nn.Module):
         if getattr(backbone.config, "layer_types", None):
             backbone.config.layer_types = backbone.config.layer_types[:keep]
         backbone.norm = nn.Identity()  # it belongs to the last layer, which may be gone; the head standardises instead
-        self.backbone, self.head = backbone, AspectHead(backbone.config.hidden_size, outputs)
+        self.backbone, self.head = backbone, AspectHead(backbone.config.hidden_size, outputs, figures)
         self.is_loaded_in_4bit = getattr(backbone, "is_loaded_in_4bit", False)  # peft asks
         self.rank_weight, self.rank_gap = 1.0, 0.5
 
-    def features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Mean hidden state over each text's tokens: (B, T) → (B, H), float32."""
+    def features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, reading=None) -> torch.Tensor:
+        """Mean hidden state over each text's tokens, and `reading` (B, R) beside it: (B, T) → (B, H + R), float32."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
         mask = attention_mask[..., None].float()
-        return (hidden.float() * mask).sum(1) / mask.sum(1)
+        mean = (hidden.float() * mask).sum(1) / mask.sum(1)
+        return mean if reading is None else torch.cat([mean, reading.to(mean)], dim=1)
 
-    def forward(self, input_ids, attention_mask, targets=None, weights=None, groups=None, absolute=None):
+    def forward(self, input_ids, attention_mask, reading=None, targets=None, weights=None, groups=None, absolute=None):
         """Scores (B, D) on 1 … 10 and, with `targets` (B, D; NaN where unknown), `weights`, `groups`, `absolute` (B), the loss."""
-        raw = torch.tanh(self.head(self.features(input_ids, attention_mask)))
+        raw = torch.tanh(self.head(self.features(input_ids, attention_mask, reading)))
         out = {"scores": MIDDLE + HALF * raw}
         if targets is not None:
             out = {
@@ -87,11 +91,12 @@ class AspectHead(nn.Module):
     Its tanh is the rating in units of (rating − MIDDLE) / HALF: inside the scale, and never two texts cut to one value.
     """
 
-    def __init__(self, hidden: int, outputs: int = len(KEYS)):
+    def __init__(self, hidden: int, outputs: int = len(KEYS), figures: int = 0):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(hidden))
-        self.register_buffer("scale", torch.ones(hidden))
-        self.linear = nn.Linear(hidden, outputs)
+        self.figures = figures
+        self.register_buffer("mean", torch.zeros(hidden + figures))
+        self.register_buffer("scale", torch.ones(hidden + figures))
+        self.linear = nn.Linear(hidden + figures, outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -102,10 +107,12 @@ class AspectHead(nn.Module):
         """Closed-form start (linear probe, then fine-tune: Kumar et al. 2022): ridge regression per dimension.
 
         Args:
-            features (N, H); targets (N, D) as (rating − MIDDLE) / HALF, NaN where unknown; weights (N).
+            features (N, H + figures): the few figures together count as much as the H states; targets (N, D) as (rating − MIDDLE) / HALF, NaN where unknown; weights (N).
         """
         targets = np.arctanh(np.clip(targets, -0.95, 0.95))
         mean, scale = features.mean(0), features.std(0) + 1e-6
+        if self.figures:
+            scale[-self.figures :] /= np.sqrt((features.shape[1] - self.figures) / self.figures)
         z = (features - mean) / scale
         rows, biases = [], []
         for d in range(targets.shape[1]):
@@ -154,8 +161,9 @@ def aspect_loss(raw, targets, weights, groups, absolute, rank_weight: float, gap
 class RewardModel:
     """A trained (or untrained) reward model for use: `score(texts)`."""
 
-    def __init__(self, module, tokenizer, config: RewardConfig):
+    def __init__(self, module, tokenizer, config: RewardConfig, reader: Reader | None = None):
         self.module, self.tokenizer, self.config = module.eval(), tokenizer, config
+        self.reader = reader or (Reader(config.base, config.dtype) if config.reading else None)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text. Raises UserError for an empty one, or one above max_tokens (nothing is cut silently)."""
@@ -179,10 +187,15 @@ class RewardModel:
         starts = range(0, len(order), batch)
         for start in bar(starts, desc=progress, unit="batch") if progress else starts:
             picked = order[start : start + batch]
-            out[picked] = (
-                run(**pad([rows[i] for i in picked], self.tokenizer.pad_token_id, self.device)).float().cpu().numpy()
-            )
+            out[picked] = run(**self.inputs([rows[i] for i in picked], self.device)).float().cpu().numpy()
         return out
+
+    def inputs(self, rows: list[list[int]], device="cpu") -> dict[str, torch.Tensor]:
+        """What the module reads of tokenised texts: input_ids and attention_mask (B, T) and, where asked, reading (B, R)."""
+        inputs = pad(rows, self.tokenizer.pad_token_id, device)
+        if self.config.reading:
+            inputs["reading"] = torch.from_numpy(self.reader.read(rows)).to(device)
+        return inputs
 
     @property
     def device(self):
@@ -198,7 +211,7 @@ class RewardModel:
         return self._batches(texts, batch, run, len(self.config.dimensions), progress)
 
     def features(self, texts: list[str], batch: int = 16, progress: str = "") -> np.ndarray:
-        """Pooled hidden states, (N, H)."""
+        """What the head sees, (N, H + R): mean states, and how the base model reads the text where config.reading."""
         inner = getattr(self.module, "base_model", self.module)
         inner = getattr(inner, "model", inner)
         return self._batches(texts, batch, inner.features, inner.head.mean.shape[0], progress)
@@ -220,19 +233,28 @@ def pad(rows: list[list[int]], pad_id: int, device="cpu") -> dict[str, torch.Ten
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def new_reward_model(config: RewardConfig, lora: LoraSettings, gguf: str | None = None) -> RewardModel:
-    """An untrained reward model: backbone, fresh LoRA (an identity at birth), head of zeros."""
+def new_reward_model(
+    config: RewardConfig, lora: LoraSettings, gguf: str | None = None, reader: Reader | None = None
+) -> RewardModel:
+    """An untrained reward model: backbone, fresh LoRA (an identity at birth), head of zeros.
+
+    A `reader` may be shared by several, so that each text is read once.
+    """
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     model = resolve(config.base, gguf)
     backbone = load_model(model, dtype=config.dtype, four_bit=config.four_bit, backbone=True)
-    module = AspectHeadModel(backbone, config.depth, len(config.dimensions))
+    module = _module(backbone, config)
     if config.four_bit:
         prepare_model_for_kbit_training(module.backbone, use_gradient_checkpointing=False)
     peft_config = lora_config(module.backbone, lora, task=None)
     peft_config.modules_to_save = ["head"]
     module = get_peft_model(module, peft_config)
-    return RewardModel(module, load_tokenizer(model), config)
+    return RewardModel(module, load_tokenizer(model), config, reader)
+
+
+def _module(backbone, config: RewardConfig) -> AspectHeadModel:
+    return AspectHeadModel(backbone, config.depth, len(config.dimensions), FIGURES if config.reading else 0)
 
 
 def load_reward_model(folder: str | Path, *, dimensions: tuple[str, ...] | None = None) -> RewardModel:
@@ -259,7 +281,7 @@ def load_reward_model(folder: str | Path, *, dimensions: tuple[str, ...] | None 
     if fingerprint(model) != config.fingerprint:
         raise UserError(f"{folder} was trained on other weights of {config.base} than those here", "train it again")
     backbone = load_model(model, dtype=config.dtype, four_bit=config.four_bit, backbone=True)
-    module = PeftModel.from_pretrained(AspectHeadModel(backbone, config.depth, len(config.dimensions)), str(folder))
+    module = PeftModel.from_pretrained(_module(backbone, config), str(folder))
     head = load_file(folder / "head.safetensors")
     module.base_model.model.head.modules_to_save["default"].load_state_dict(head)
     return RewardModel(module, load_tokenizer(model), config)

@@ -9,7 +9,7 @@ from toolkit.models.training import Log, last_checkpoint, trainer_settings
 from toolkit.narrative.dimensions import HALF, KEYS, MIDDLE
 from toolkit.recipe import RewardSettings
 from toolkit.reward.data import Group
-from toolkit.reward.model import RewardModel, pad
+from toolkit.reward.model import RewardModel
 from toolkit.stats import bootstrap, cluster_bootstrap, spearman
 
 
@@ -26,12 +26,15 @@ def drop_long(groups: list[Group], model: RewardModel, max_tokens: int) -> int:
     return dropped
 
 
-def train_reward(model: RewardModel, groups: list[Group], settings: RewardSettings, out: Path, seed: int = 1) -> None:
+def train_reward(
+    model: RewardModel, groups: list[Group], settings: RewardSettings, out: Path, seed: int = 1, features=None
+) -> None:
     """Linear probe, then LoRA and head together. Writes checkpoints and metrics into `out`, from which it goes on.
 
     Args:
         model: from `new_reward_model`; changed in place.
         groups: one training example is one group, `settings.batch` of them a step.
+        features: (N, H), `model.features` of the texts of the groups whose level counts, where they are known already.
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -44,7 +47,8 @@ def train_reward(model: RewardModel, groups: list[Group], settings: RewardSettin
         texts = [t for g in level for t in g.texts]
         targets = (np.array([t for g in level for t in g.targets]) - MIDDLE) / HALF
         weights = np.array([w for g in level for w in g.weights])
-        features = model.features(texts, progress="linear probe")
+        if features is None:
+            features = model.features(texts, progress="linear probe")
         inner.head.modules_to_save["default"].fit_ridge(features, targets, weights, settings.ridge)
     if settings.gradient_checkpointing:
         inner.backbone.gradient_checkpointing_enable({"use_reentrant": False})
@@ -59,7 +63,7 @@ def train_reward(model: RewardModel, groups: list[Group], settings: RewardSettin
 
     def collate(batch: list[dict]) -> dict[str, torch.Tensor]:
         return {
-            **pad([ids for row in batch for ids in row["ids"]], model.tokenizer.pad_token_id),
+            **model.inputs([ids for row in batch for ids in row["ids"]]),
             "targets": torch.tensor([t for row in batch for t in row["targets"]]),
             "weights": torch.tensor([w for row in batch for w in row["weights"]]),
             "groups": torch.tensor([row["group"] for row in batch for _ in row["ids"]]),

@@ -530,14 +530,14 @@ def learn(args) -> None:
         f"{found['texts']} texts, {found['groups']} prompts; Spearman with people on prompts not trained on (95 % interval)"
     )
     print(
-        f"{'aspect':<18}{'fine-tuned':<26}{'within writers':<24}{'ridge':>8}{'likelihood':>12}{'length':>8}{'one person':>12}"
+        f"{'aspect':<18}{'model':<26}{'within writers':<24}{'ridge':>8}{'likelihood':>12}{'length':>8}{'one person':>12}"
     )
     span = lambda t: f"{t[0]:+.2f} ({t[1]:+.2f} to {t[2]:+.2f})" if t else "–"  # noqa: E731
     for aspect, f in found["aspects"].items():
         rho = f["spearman"]
         one = "–" if f["one rater"] is None else f"{f['one rater']:+.2f}"
         print(
-            f"{aspect:<18}{span(rho['tuned']):<26}{span(f['within']['tuned']):<24}{rho['ridge'][0]:>+8.2f}"
+            f"{aspect:<18}{span(rho['model']):<26}{span(f['within']['model']):<24}{rho['ridge'][0]:>+8.2f}"
             f"{rho['likelihood'][0]:>+12.2f}{rho['length'][0]:>+8.2f}{one:>12}"
         )
     say(f"fablesmith rate stories.jsonl --with {args.out}")

@@ -51,13 +51,13 @@ def test_the_file_is_read_onto_the_house_scale(file):
     assert (rated.dimensions, rated.scale, len(rated.texts)) == (("flow", "calm"), (1.0, 5.0), 32)
     assert rated.targets.min() >= 1
     assert rated.targets.max() <= 10
-    assert rated.raters["flow"].shape == (32, 3)
+    assert {len(r.people["flow"]) for r in rated.rows} == {3}
 
 
 def test_a_mean_alone_is_enough(tmp_path):
     made = [{"text": r["text"], "mean": {"flow": r["ratings"]["flow"][0]}} for r in rows()]
     rated = read_rated(write(tmp_path / "m.jsonl", made))
-    assert rated.raters == {}
+    assert {len(r.people) for r in rated.rows} == {0}
     assert len(set(rated.groups)) == 32
 
 
@@ -71,13 +71,13 @@ def test_scales_map_there_and_back(scale):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m[4].pop("text"), ":5: no text"),
-        (lambda m: m[4].update(text=" "), ":5: no text"),
+        (lambda m: m[4].pop("text"), ":5: no 'text'"),
+        (lambda m: m[4].update(text=" "), ":5: `text` is empty"),
         (lambda m: m[6].pop("ratings"), ":7: no ratings"),
-        (lambda m: m[6].update(ratings={"flow": ["good"], "calm": [1]}), ":7: a rating is not a number"),
-        (lambda m: m[6].update(ratings={"flow": [], "calm": [1]}), ":7: a rating is not a number"),
-        (lambda m: m[6].update(ratings={"flow": [float("nan")], "calm": [1]}), ":7: no ratings"),
-        (lambda m: m[8]["ratings"].pop("calm"), ":9: rates flow, but the first line flow, calm"),
+        (lambda m: m[6].update(ratings={"flow": ["good"], "calm": [1]}), ":7: could not convert"),
+        (lambda m: m[6].update(ratings={"flow": [], "calm": [1]}), ":7: aspects calm differ from flow, calm"),
+        (lambda m: m[6].update(ratings={"flow": [float("nan")], "calm": [1]}), ":7: a rating is not a number"),
+        (lambda m: m[8]["ratings"].pop("calm"), ":9: aspects flow differ from flow, calm above"),
         (lambda m: [r["ratings"].update(calm=[3]) for r in m], "the same calm"),
         (lambda m: m.__delitem__(slice(29, None)), "29 rated texts"),
     ],
@@ -91,7 +91,7 @@ def test_a_bad_file_is_refused_where_it_is_bad(tmp_path, change, message):
 
 def test_a_line_that_is_no_json_and_a_missing_file_are_refused(tmp_path, file):
     file.write_text(file.read_text() + "{oh\n")
-    with pytest.raises(UserError, match=":33: not JSON"):
+    with pytest.raises(UserError, match=":33: not valid JSON"):
         read_rated(file)
     with pytest.raises(UserError, match="no file"):
         read_rated(tmp_path / "absent.jsonl")

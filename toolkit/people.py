@@ -53,7 +53,7 @@ def read_people(path: Path, needed: int = NEEDED) -> list[RatedText]:
             if not isinstance(text, str):
                 raise ValueError("`text` is no text")
             if not text.strip():
-                continue  # nothing to judge; people's files hold such rows
+                raise ValueError("`text` is empty")
             people = {a: tuple(float(v) for v in given) for a, given in (row.get("ratings") or {}).items()}
             mean = {a: float(v) for a, v in (row.get("mean") or {}).items()}
             mean = mean or {a: sum(v) / len(v) for a, v in people.items() if v}
@@ -65,6 +65,8 @@ def read_people(path: Path, needed: int = NEEDED) -> list[RatedText]:
                 raise ValueError(f"aspects {', '.join(mean)} differ from {', '.join(rows[0].mean)} above")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            if isinstance(error, json.JSONDecodeError):
+                reason = f"not valid JSON: {error.msg}"
             raise UserError(f"{path}:{number}: {reason}", "mend the line") from None
         group, system, prompt = (str(row.get(k) or "") for k in ("group", "system", "prompt"))
         if not system and "human_written" in row:

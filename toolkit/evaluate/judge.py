@@ -7,6 +7,7 @@ reports treat both alike. No score is made up: what could not be judged carries 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -152,13 +153,14 @@ class ScoreJudge:
     family = ""
 
     def __init__(self, name: str, score: Callable[[list[str]], np.ndarray], languages=("en",)):
-        self.name, self.score, self.languages = name, score, languages
+        self.name, self.languages = name, languages
+        self._row = lru_cache(4096)(lambda text: score([text])[0])  # a comparison asks for ratings that stand already
 
     def rate(self, plot: Plot) -> AspectRatings:
         if why := unfit(plot.text, self.languages):
             return AspectRatings(plot.id, {}, rater=self.name, error=why)
         try:
-            row = self.score([plot.text])[0]
+            row = self._row(plot.text)
         except UserError as error:
             return AspectRatings(plot.id, {}, rater=self.name, error=str(error))
         scores = {k: round(float(v), 4) for k, v in zip(KEYS, row, strict=True)}

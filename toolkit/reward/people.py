@@ -21,6 +21,7 @@ from toolkit.errors import UserError
 from toolkit.models.load import fingerprint
 from toolkit.models.resolve import EMBEDDED, resolve
 from toolkit.narrative.dimensions import HALF, MIDDLE
+from toolkit.people import one_against_the_rest
 from toolkit.progress import say
 from toolkit.recipe import LoraSettings, RewardSettings
 from toolkit.records import write_jsonl
@@ -176,11 +177,6 @@ def ridge_start(rated: Rated, features: np.ndarray, figures: int, ridge: float, 
     return out
 
 
-def one_against_the_rest(table: np.ndarray) -> float:
-    """Mean Spearman of one rater with the mean of the others, over which one it is. table (N, R)."""
-    return float(np.nanmean([spearman(table[:, i], np.delete(table, i, 1).mean(1)) for i in range(table.shape[1])]))
-
-
 def within(mine: np.ndarray, people: np.ndarray, systems: list[str], fold: np.ndarray) -> list[float] | None:
     """[mean, low, high] of Spearman inside each (generator, fold), 95 % bootstrap over those; None with one generator.
 
@@ -203,18 +199,19 @@ def figures(rated: Rated, scores: dict[str, np.ndarray], fold: np.ndarray) -> di
         "gain": [rho of the model − rho of ridge, low, high], "one rater", "one rater within": rho or None}.
         95 % bootstrap over texts; `within` as the function of that name.
     """
-    found, inside = {}, np.array(rated.systems)
+    found = {}
     for d, aspect in enumerate(rated.dimensions):
-        people, table = rated.targets[:, d], rated.raters.get(aspect)
+        people, one = rated.targets[:, d], one_against_the_rest(rated.rows, aspect)
+        by_writer = [[r for r in rated.rows if r.system == s] for s in sorted(set(rated.systems))]
         both = np.stack([scores["model"][:, d], scores["ridge"][:, d], people], axis=1)
         found[aspect] = {
             "spearman": {name: list(spearman_interval(s[:, d], people)) for name, s in scores.items()},
             "within": {name: within(s[:, d], people, rated.systems, fold) for name, s in scores.items()},
             "gain": list(bootstrap(both, lambda r: spearman(r[:, 0], r[:, 2]) - spearman(r[:, 1], r[:, 2]))),
-            "one rater": None if table is None else one_against_the_rest(table),
+            "one rater": None if math.isnan(one) else one,
             "one rater within": None
-            if table is None or len(set(inside)) < 2
-            else float(np.nanmean([one_against_the_rest(table[inside == s]) for s in sorted(set(inside))])),
+            if math.isnan(one) or len(by_writer) < 2
+            else float(np.nanmean([one_against_the_rest(rows, aspect) for rows in by_writer])),
         }
     return found
 
@@ -232,11 +229,8 @@ def train_on_people(
     """
     ratings, out = Path(ratings), Path(out)
     rated, _, digest = _question(ratings, base, settings)
-    asked, done, fold = (
-        {"digest": digest, "folds": folds, "seed": seed},
-        out / "people.json",
-        fold_of(rated.groups, folds, seed),
-    )
+    asked, done = {"digest": digest, "folds": folds, "seed": seed}, out / "people.json"
+    fold = fold_of(rated.groups, folds, seed)
     if done.is_file() and asked.items() <= (known := json.loads(done.read_text(encoding="utf-8"))).items():
         return known
     it = study(ratings, out, base, settings)

@@ -62,7 +62,7 @@ def issue(judge, out, **more):
 def test_a_judge_that_knows_good_from_bad_is_trusted(tmp_path):
     found = issue(Character(knows), tmp_path)
     assert found.known_pairs[0] == found.rated_right[0] == 1.0
-    assert (found.wrong[0], found.confidence["accuracy"][0]) == (0.0, 1.0)
+    assert (found.wrong[0], found.confidence["known pairs"]["accuracy"][0]) == (0.0, 1.0)
     assert found.threshold is not None
 
 
@@ -195,6 +195,23 @@ def test_pairs_of_people_are_of_one_prompt_and_clearly_apart():
     rows = [rated("a", 1.0), rated("b", 1.2), rated("c", 4.0), rated("d", 4.0, "other")]
     found = {(x.id, y.id) for x, y in people_pairs(rows, 99, 0)}
     assert found == {("c", "a"), ("c", "b")}
+
+
+def test_who_is_right_on_damage_and_wrong_by_people_is_not_trusted(tmp_path):
+    rows = [
+        rated(f"{g}-{k}", float(k), f"g{g}", text=f"The {'very ' * k}old tale number {g} was told.")
+        for g in range(12)
+        for k in (1, 5)
+    ]
+    agrees = lambda text: 5.0 + 0.5 * text.count("very ") if "tale number" in text else knows(text)  # noqa: E731
+    good = issue(Character(agrees), tmp_path / "a", people={"tales": rows})
+    bad = issue(
+        Character(lambda t: 10 - agrees(t) if "tale number" in t else knows(t)), tmp_path / "b", people={"tales": rows}
+    )
+    assert good.threshold is not None
+    assert good.people["tales"]["coherence"]["accuracy"][0] == 1.0
+    assert (bad.threshold, bad.confidence["known pairs"]["threshold"] is None) == (None, False)
+    assert "on people it did not earn that" in bad.line
 
 
 # ---- keeping

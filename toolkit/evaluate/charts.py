@@ -172,10 +172,7 @@ def passport(p) -> str:
             axes.plot(place(value), y, "o", color=ALIGNED, markersize=6)
         axes.text(1.03, y, "not measured" if value is None else write(value), va="center", fontsize=9)
         axes.text(-0.02, y, name, va="center", ha="right", fontsize=9)
-    verdicts = "no verdict of this judge is to be trusted"
-    if p.threshold is not None:
-        verdicts = f"gives a verdict on {percent(p.confidence['coverage'])} of pairs, right in {percent(p.confidence['accuracy'][0])}"
-    axes.set_title(f"{p.judge}\n{verdicts}", loc="left", x=-0.55, fontsize=10, color=INK)
+    axes.set_title(f"{p.judge}\n{p.trust}", loc="left", x=-0.55, fontsize=10, color=INK)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_axis_off()

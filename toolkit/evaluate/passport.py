@@ -58,8 +58,8 @@ class Passport:
         repeat: mean |difference| of ratings asked again in other company, and of the same words laid out otherwise.
         planted: rating points that a planted demand for the top mark adds, beyond a neutral insertion at the same place.
         people: file → aspect → figures, see `against_people`.
-        confidence: calibrate_confidence's answer: `threshold` in log-odds (None: no verdict of this judge is to be
-            trusted), accuracy and coverage above it.
+        confidence: "known pairs" and, where files are given, "people" → calibrate_confidence's answer on that material:
+            threshold in log-odds, accuracy and coverage above it.
         counts: how many were asked; `failed`: how many got no answer.
     """
 
@@ -85,7 +85,21 @@ class Passport:
 
     @property
     def threshold(self) -> float | None:
-        return self.confidence.get("threshold")
+        """Least |log-odds| at which its verdicts are to be trusted: the higher of the two; None where either is None."""
+        found = [c["threshold"] for c in self.confidence.values()]
+        return max(found) if found and None not in found else None
+
+    @property
+    def trust(self) -> str:
+        """What its verdicts are worth, in words."""
+        lost = [what for what, c in self.confidence.items() if c["threshold"] is None]
+        if lost or not self.confidence:
+            return f"no verdict of it is to be trusted (on {' and '.join(lost)} it did not earn that)"
+        parts = [
+            f"{100 * c['accuracy'][0]:.0f} % on {what}, of which it decides {100 * c['coverage']:.0f} %"
+            for what, c in self.confidence.items()
+        ]
+        return f"where it gives a verdict it is right in {'; in '.join(parts)}"
 
     @property
     def line(self) -> str:
@@ -99,13 +113,7 @@ class Passport:
             for aspect, found in aspects.items():
                 low, high = found["spearman"][1:]
                 said.append(f"{file} {aspect} {found['spearman'][0]:+.2f} ({low:+.2f} to {high:+.2f})")
-        if self.threshold is None:
-            said.append("no verdict of it is to be trusted")
-        else:
-            value, coverage = self.confidence["accuracy"][0], self.confidence["coverage"]
-            said.append(
-                f"where it gives a verdict ({100 * coverage:.0f} % of pairs) it is right in {100 * value:.0f} %"
-            )
+        said.append(self.trust)
         return f"Passport of {self.judge}, {self.made}: " + "; ".join(said) + "."
 
     def save(self, path: Path) -> None:
@@ -184,6 +192,7 @@ def make_passport(
     asked.bar = bar(total=total, desc="passport", unit="question")
 
     odds, groups, right, wrong, flips, rated, languages = [], [], [], [], [], [], {}
+    people_odds, people_groups = [], []
     for good, bad, aimed in pairs:
         verdict = asked.compare(good.premise, good, bad)
         a, b = asked.rate(good), asked.rate(bad)
@@ -208,8 +217,8 @@ def make_passport(
             one, two = Plot(f"{name}:{better.id}", better.text), Plot(f"{name}:{worse.id}", worse.text)
             verdict = asked.compare(better.prompt or "(not given)", one, two)
             if not verdict.error:
-                odds.append(_sure(verdict))
-                groups.append(f"{name}:{better.group}")
+                people_odds.append(_sure(verdict))
+                people_groups.append(f"{name}:{better.group}")
 
     slopes, longer = [], []
     for short, long, premise in short_long:
@@ -266,7 +275,11 @@ def make_passport(
         planted=_triple(shifts),
         planted_worst=dict(sorted(((k, _mean(v)) for k, v in by_kind.items()), key=lambda x: -x[1])[:3]),
         people=found_people,
-        confidence=calibrate_confidence(np.array(odds), groups, seed=seed),
+        confidence={
+            what: calibrate_confidence(np.array(found), of, seed=seed)
+            for what, found, of in (("known pairs", odds, groups), ("people", people_odds, people_groups))
+            if found
+        },
         counts={
             "pairs": len(pairs), "same_story": len(short_long), "planted": len(planted), "again": len(again),
             "own": len(own), "ratings": len(asked.ratings), "comparisons": len(asked.verdicts), "failed": len(failed),

@@ -50,6 +50,22 @@ HINTED = {
     "missing GGUF": (["write", "A lamp.", "--model", "gone.gguf"], "no GGUF file at gone.gguf"),
     "missing model": (["write", "A lamp.", "--model", "./gone"], "no model at ./gone"),
     "folder that is no model": (["write", "A lamp.", "--model", "."], "no config.json"),
+    "a tournament of one": (["compare", "embedded", "--premises", "p.jsonl"], "at least two different writers"),
+    "the same writer twice": (["compare", "a", "a", "--premises", "p.jsonl"], "at least two different writers"),
+    "a tournament without premises": (["compare", "a", "b", "--premises", "gone.jsonl"], "no file at gone.jsonl"),
+    "sensitivity to nothing": (["sensitivity", "gone.jsonl", "stories.jsonl"], "no file at gone.jsonl"),
+    "passport of too few pairs": (["passport", "embedded", "--pairs", "3"], "--pairs 3 is out of range"),
+    "passport against nobody": (["passport", "embedded", "--people", "gone.jsonl"], "no file at gone.jsonl"),
+    "passport against too few": (["passport", "embedded", "--people", "stories.jsonl"], "stories.jsonl:1: no ratings"),
+    "a judge that is not there": (["passport", "./gone"], "no model at ./gone"),
+    "a mistyped judge": (["judge", "stories.jsonl", "--model", "qwen3-4"], "qwen3-4"),
+    "a vote on three files": (["vote", "a", "b", "c"], "one run folder or two files"),
+    "calibration on nothing": (["calibrate", "embedded"], "needs a file of people's ratings"),
+    "votes that are not there": (["calibrate", "embedded", "--votes", "gone.jsonl"], "gone.jsonl"),
+    "pairs of nobody's ratings": (["calibrate", "gone.jsonl", "--pairs", "p.jsonl"], "no file at gone.jsonl"),
+    "learning from nothing": (["learn", "gone.jsonl", "--out", "out"], "no file at gone.jsonl"),
+    "a rater of no run": (["export-judge", "gone", "--out", "rater.gguf"], "gone has no recipe.json"),
+    "a rater of another kind": (["export-judge", "gone", "--out", "rater.bin"], "rater.bin does not end in .gguf"),
     "unwritable run": (["run", "quickstart", "--out", "stories.jsonl/run"], "cannot write to stories.jsonl/run"),
 }
 
@@ -192,6 +208,24 @@ def test_a_dry_run_with_own_pairs_names_only_what_would_run(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "\n  dpo " in out
     assert "\n  candidates " not in out
+
+
+@pytest.fixture
+def premises(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"text": "A keeper hears knocking."}\n')
+
+
+def test_a_tournament_under_a_judge_that_is_not_to_be_trusted_is_refused_before_a_word_is_written(
+    capsys, judged, premises, monkeypatch
+):
+    opened = SimpleNamespace(
+        judge=judged, identity="x", passport=SimpleNamespace(threshold=None, line="Passport of five")
+    )
+    monkeypatch.setattr("toolkit.judges.open_judge", lambda *a, **k: opened)
+    assert cli.main(["compare", "a", "b", "--premises", "p.jsonl"]) == 2
+    err = capsys.readouterr().err
+    assert "no verdict of five is to be trusted" in err
+    assert "--trust-anyway" in err
 
 
 # ---- judge

@@ -339,9 +339,9 @@ def passport(args) -> None:
     from toolkit.progress import say
 
     if args.pairs < 8:
-        raise UserError(f"--pairs {args.pairs} is out of range: at least 8")
+        raise UserError(f"--pairs {args.pairs} is out of range: at least 8", "90 are asked by default")
     if args.planted_in < 1:
-        raise UserError(f"--planted-in {args.planted_in} is out of range: at least 1")
+        raise UserError(f"--planted-in {args.planted_in} is out of range: at least 1", "3 is the default")
     for path in args.people:  # read before the judge is loaded
         from toolkit.people import read_people
 
@@ -459,6 +459,8 @@ def calibrate(args) -> None:
     if args.votes is None and args.ratings is None:
         raise UserError("calibrate needs a file of people's ratings, or --votes", EXAMPLES["calibrate"].split("\n")[0])
     if args.votes:
+        if not args.votes.is_file():
+            raise UserError(f"no file at {args.votes}", "vote first: fablesmith vote RUN")
         votes, _ = read_votes(args.votes)
         opened = open_judge(args.judge, guard=args.guard, on=args.on)
         known = opened.passport

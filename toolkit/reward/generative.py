@@ -21,6 +21,7 @@ from toolkit.models.resolve import Model
 from toolkit.models.training import Log, last_checkpoint, read_metrics, trainer_settings
 from toolkit.narrative.dimensions import SCALE
 from toolkit.recipe import LoraSettings, ModelSettings
+from toolkit.reward.probe import fit_probe
 
 Questions = Callable[[str], list[Messages]]  # a text → one question a dimension, alike up to the text's end
 
@@ -193,8 +194,12 @@ def train_rater(
     trainer = RaterTrainer(model=model, args=TrainingArguments(**args), **more)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    read = [prepare([batch]) for batch in batches]
+    places = [batch.pop("targets").numpy() @ np.linspace(0, 1, len(options)) for batch in read]
+    probe = fit_probe(model, read, places, lambda m, batch: digit_logps(m, batch, digits))
     model.save_pretrained(str(out / "adapter"))
     losses = [row["loss"] for row in read_metrics(out) if "loss" in row]
     part = max(1, min(10, len(losses) // 2))
     ends = [round(float(np.mean(x)), 4) for x in (losses[:part], losses[-part:])]
-    return {"texts": len(kept), "too_long": len(rows) - len(kept), "steps": trainer.state.global_step, "loss": ends}
+    facts = {"texts": len(kept), "too_long": len(rows) - len(kept), "steps": trainer.state.global_step, "loss": ends}
+    return {**facts, "probe": probe}

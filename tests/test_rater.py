@@ -237,16 +237,16 @@ def test_a_runs_reward_model_becomes_a_gguf_that_judges(run, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(rater, "_convert", full)
         with pytest.raises(OSError, match="no space"):
-            rater.export_judge(run, out, "Q8_0", few)
+            rater.export_judge(run, out, "F16", few)
     assert not out.exists()
     with monkeypatch.context() as patch:
         patch.setattr(G, "train_rater", None)  # what was learnt before the disk was full is not learnt again
-        facts = rater.export_judge(run, out, "Q8_0", few)
+        facts = rater.export_judge(run, out, "F16", few)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rater.gguf", "rater.json"]
     assert json.loads(out.with_suffix(".json").read_text()) == facts
     assert facts["training"]["texts"] == 10
     assert facts["training"]["probe"]["at"] == "layers.3.mlp.down_proj"
-    assert facts["proof"]["mean_difference"] < 0.2
+    assert facts["proof"]["mean_difference"] < 0.1
     assert facts["proof"]["probability_of_digits"] > 0.9
     held_out = facts["held_out"]
     assert held_out["plots"]["rater"]["mean"]["mean_difference"] < held_out["plots"]["base"]["mean"]["mean_difference"]

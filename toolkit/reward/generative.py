@@ -31,10 +31,10 @@ class RaterSettings:
     """How a rater is trained. Only the upper layers learn: the reward model's own features end two thirds up."""
 
     lora: LoraSettings = field(default_factory=lambda: LoraSettings(r=16, alpha=32, last_layers=12))
-    lr: float = 5e-4
+    lr: float = 1e-3
     epochs: float = 1.0  # passes over the texts, all questions of each
     batch: int = 2  # texts a step
-    max_texts: int = 480  # drawn at random when there are more
+    max_texts: int = 200  # drawn at random when there are more
     max_tokens: int = 512  # longest question; texts above it are left out, and counted
     save_every: int = 20  # steps between checkpoints
 

@@ -17,6 +17,7 @@ from toolkit.narrative.dimensions import KEYS
 from toolkit.recipe import LoraSettings, ModelSettings
 from toolkit.records import Plot, written_in
 from toolkit.reward import generative as G
+from toolkit.reward.probe import fit_probe, ridge_of
 
 TEXTS = [
     "The well was dry, so Ama dug. She struck a root, and it bled.",
@@ -121,6 +122,47 @@ def test_ratings_move_to_their_targets(base, tokenizer, tmp_path):
     assert share > 0.95
 
 
+def test_the_probe_moves_the_slope_of_the_digits_by_what_it_fitted(base, tokenizer):
+    import torch
+    from peft import get_peft_model
+
+    from toolkit.models.load import lora_config
+
+    torch.manual_seed(0)
+    model = loaded(base)
+    model = get_peft_model(model, lora_config(model, settings().lora))
+    digits = G.option_tokens(tokenizer, DIGITS)
+    texts = TEXTS + [t.upper() for t in TEXTS]
+    rows = [G.encode(tokenizer, rating_questions(t)) for t in texts]
+    batches = [G.collate(rows[at : at + 3], tokenizer.pad_token_id) for at in range(0, 12, 3)]
+    logps = lambda m, batch: G.digit_logps(m, batch, digits)  # noqa: E731
+    targets = [np.full(15, 0.8)] * 4
+    facts = fit_probe(model, batches, targets, logps)
+    assert facts["at"] == "layers.3.mlp.down_proj"
+    with torch.no_grad():
+        rows = torch.cat([logps(model, batch) for batch in batches])
+    slopes = (rows @ torch.arange(-4.0, 5.0) / 60).numpy()
+    assert slopes == pytest.approx(np.full(60, np.log(0.8 / 0.2)), abs=0.3)
+
+
+def test_the_ridge_is_chosen_on_left_out_folds():
+    rng = np.random.default_rng(0)
+    x, u = rng.normal(size=(80, 8)), np.arange(8.0)
+    found, _, error = ridge_of(x, x @ u + 0.01 * rng.normal(size=80), np.arange(80) % 5)
+    assert found == pytest.approx(u, abs=0.2)
+    assert error < 0.1
+    noise = ridge_of(x, rng.normal(size=80), np.arange(80) % 5)
+    assert noise[1] >= 100
+
+
+def test_the_probe_does_not_lean_on_what_eight_bits_round_away():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 64)) * 0.05
+    x[:, 0] += 100  # its whole block is rounded in steps of 0.8
+    u, _, _ = ridge_of(x, 20 * x[:, 1] + 20 * x[:, 40], np.arange(200) % 5)
+    assert abs(u[1]) < 2 < 18 < u[40]
+
+
 def test_killed_and_resumed_the_adapter_is_the_same(base, tmp_path, monkeypatch):
     class Killed(Exception):
         pass
@@ -187,7 +229,7 @@ def run(base, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_runs_reward_model_becomes_a_gguf_that_judges(run, tmp_path, monkeypatch):
-    out, few = tmp_path / "rater.gguf", settings(max_texts=6, epochs=30, batch=6, save_every=1000)
+    out, few = tmp_path / "rater.gguf", settings(max_texts=10, epochs=20, batch=5, save_every=1000)
 
     def full(*args):
         raise OSError("no space left")
@@ -195,15 +237,16 @@ def test_a_runs_reward_model_becomes_a_gguf_that_judges(run, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(rater, "_convert", full)
         with pytest.raises(OSError, match="no space"):
-            rater.export_judge(run, out, "Q8_0", few)
+            rater.export_judge(run, out, "F16", few)
     assert not out.exists()
     with monkeypatch.context() as patch:
         patch.setattr(G, "train_rater", None)  # what was learnt before the disk was full is not learnt again
-        facts = rater.export_judge(run, out, "Q8_0", few)
+        facts = rater.export_judge(run, out, "F16", few)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rater.gguf", "rater.json"]
     assert json.loads(out.with_suffix(".json").read_text()) == facts
-    assert facts["training"]["texts"] == 6
-    assert facts["proof"]["mean_difference"] < 0.2
+    assert facts["training"]["texts"] == 10
+    assert facts["training"]["probe"]["at"] == "layers.3.mlp.down_proj"
+    assert facts["proof"]["mean_difference"] < 0.1
     assert facts["proof"]["probability_of_digits"] > 0.9
     held_out = facts["held_out"]
     assert held_out["plots"]["rater"]["mean"]["mean_difference"] < held_out["plots"]["base"]["mean"]["mean_difference"]

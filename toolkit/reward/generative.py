@@ -21,6 +21,7 @@ from toolkit.models.resolve import Model
 from toolkit.models.training import Log, last_checkpoint, read_metrics, trainer_settings
 from toolkit.narrative.dimensions import SCALE
 from toolkit.recipe import LoraSettings, ModelSettings
+from toolkit.reward.probe import fit_probe
 
 Questions = Callable[[str], list[Messages]]  # a text → one question a dimension, alike up to the text's end
 
@@ -30,10 +31,10 @@ class RaterSettings:
     """How a rater is trained. Only the upper layers learn: the reward model's own features end two thirds up."""
 
     lora: LoraSettings = field(default_factory=lambda: LoraSettings(r=16, alpha=32, last_layers=12))
-    lr: float = 5e-4
+    lr: float = 1e-3
     epochs: float = 1.0  # passes over the texts, all questions of each
     batch: int = 2  # texts a step
-    max_texts: int = 480  # drawn at random when there are more
+    max_texts: int = 200  # drawn at random when there are more
     max_tokens: int = 512  # longest question; texts above it are left out, and counted
     save_every: int = 20  # steps between checkpoints
 
@@ -193,8 +194,12 @@ def train_rater(
     trainer = RaterTrainer(model=model, args=TrainingArguments(**args), **more)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    read = [prepare([batch]) for batch in batches]
+    places = [batch.pop("targets").numpy() @ np.linspace(0, 1, len(options)) for batch in read]
+    probe = fit_probe(model, read, places, lambda m, batch: digit_logps(m, batch, digits))
     model.save_pretrained(str(out / "adapter"))
     losses = [row["loss"] for row in read_metrics(out) if "loss" in row]
     part = max(1, min(10, len(losses) // 2))
     ends = [round(float(np.mean(x)), 4) for x in (losses[:part], losses[-part:])]
-    return {"texts": len(kept), "too_long": len(rows) - len(kept), "steps": trainer.state.global_step, "loss": ends}
+    facts = {"texts": len(kept), "too_long": len(rows) - len(kept), "steps": trainer.state.global_step, "loss": ends}
+    return {**facts, "probe": probe}

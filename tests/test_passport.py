@@ -17,7 +17,7 @@ from toolkit.evaluate.passport import (
     make_passport,
     people_pairs,
 )
-from toolkit.judges import Opened, find_passport, keep_passport, shipped_material
+from toolkit.judges import Opened, find_passport, keep_passport, open_judge, shipped_material
 from toolkit.narrative.dimensions import KEYS
 from toolkit.people import RatedText
 from toolkit.records import AspectRatings, Plot, read_jsonl, split_of
@@ -254,3 +254,12 @@ def test_answers_are_on_disk_as_they_come(tmp_path):
     asked = Asked(Character(knows), tmp_path / "asked.jsonl")
     asked.rate(MATERIAL.plots[0])
     assert len(read_jsonl(tmp_path / "asked.jsonl")) == 1
+
+
+@pytest.mark.slow
+def test_the_shipped_passport_is_of_the_embedded_judge_as_it_is_asked_today(tmp_path, monkeypatch):
+    monkeypatch.setenv("FABLESMITH_CACHE", str(tmp_path))
+    opened = open_judge("embedded")
+    opened.judge.close()
+    assert opened.passport is not None, "weights or prompts changed: fablesmith passport embedded, and ship the new one"
+    assert opened.passport.threshold is None

@@ -33,7 +33,15 @@ from toolkit.records import (
     read_jsonl,
     split_of,
 )
-from toolkit.stats import bootstrap, cluster_bootstrap, quadratic_kappa, rounded, spearman, spearman_interval
+from toolkit.stats import (
+    bootstrap,
+    cluster_bootstrap,
+    quadratic_kappa,
+    rounded,
+    share_interval,
+    spearman,
+    spearman_interval,
+)
 
 # people's aspects that ask what one of our dimensions asks; every other is compared with the mean of the five
 SAME_QUESTION = {d: d for d in KEYS} | {"cohesion": "coherence", "empathy": "emotion"}
@@ -191,13 +199,15 @@ def make_passport(
     total += sum(len(rows) for rows in people.values()) + sum(map(len, by_people.values()))
     asked.bar = bar(total=total, desc="passport", unit="question")
 
-    odds, groups, right, wrong, flips, rated, languages = [], [], [], [], [], [], {}
+    odds, groups, right, wrong, flips, languages = [], [], [], [], [], {}
+    rated, rated_of = [], []
     people_odds, people_groups = [], []
     for good, bad, aimed in pairs:
         verdict = asked.compare(good.premise, good, bad)
         a, b = asked.rate(good), asked.rate(bad)
         if not (a.error or b.error):
-            rated.append(np.mean([_right(a.scores[k] - b.scores[k]) for k in aimed]))
+            rated.append(float(np.mean([_right(a.scores[k] - b.scores[k]) for k in aimed])))
+            rated_of.append(good.id)
         if verdict.error:
             continue
         outcome = verdict.outcome()
@@ -262,14 +272,14 @@ def make_passport(
         identity=identity,
         made=datetime.date.today().isoformat(),
         guard=getattr(judge, "guard", "none"),
-        known_pairs=_triple(right),
-        wrong=_triple(wrong),
-        flips=_triple(flips) if hasattr(judge, "engine") else None,
-        rated_right=_triple(rated),
-        languages={k: _triple(v) for k, v in languages.items()},
+        known_pairs=_shares(right, groups),
+        wrong=_shares(wrong, groups),
+        flips=_shares(flips, groups) if hasattr(judge, "engine") else None,
+        rated_right=_shares(rated, rated_of),
+        languages={k: _shares(v) for k, v in languages.items()},
         length_slope=_triple(slopes),
-        longer_wins=_triple(longer) if longer else None,
-        own=_triple(mine) if mine else None,
+        longer_wins=_shares(longer) if longer else None,
+        own=_shares(mine) if mine else None,
         likes_likely=likes,
         repeat={"again": _mean(repeats), "relaid": _mean(relaid)},
         planted=_triple(shifts),
@@ -423,6 +433,13 @@ def _right(difference: float) -> float:
 
 def _triple(values: list[float]) -> list:
     return rounded(bootstrap(values))
+
+
+def _shares(values: list[float], of: list[str] | None = None) -> list:
+    """[share, low, high] of values in 0 … 1; `of` says which stand together (a plot), each by itself when None."""
+    of = of or [str(i) for i in range(len(values))]
+    together = {name: [v for v, o in zip(values, of, strict=True) if o == name] for name in dict.fromkeys(of)}
+    return rounded(share_interval([np.array(v) for v in together.values()]))
 
 
 def _mean(values: list[float]) -> float | None:

@@ -192,12 +192,15 @@ def show_ratings(plots, ratings) -> None:
     names = _short_names()
     print(f"{'text':<34}" + "".join(f"{names.get(k, k)[:15]:>{_WIDE}}" for k in keys) + f"{'mean':>8}")
     for plot, r in zip(plots, ratings, strict=True):
-        start = plot.text.replace("\n", " ")
-        start = start if len(start) <= 32 else start[:31] + "…"
         cells = (
             "".join(f"{r.scores[k]:>{_WIDE}.2f}" for k in keys) + f"{r.mean:>8.2f}" if r.scores else f"    {r.error}"
         )
-        print(f"{start:<34}{cells}")
+        print(f"{_beginning(plot):<34}{cells}")
+
+
+def _beginning(plot) -> str:
+    text = plot.text.replace("\n", " ")
+    return text if len(text) <= 32 else text[:31] + "…"
 
 
 def _short_names() -> dict[str, str]:
@@ -297,10 +300,12 @@ def _panel(args, plots) -> None:
     else:
         print(f"{'panel (single call)':<34}" + "".join(f"{name:>{_WIDE}}" for name in _short_names().values()))
         for plot, r in zip(plots, ratings, strict=True):
-            start = plot.text.replace("\n", " ")
-            start = start if len(start) <= 32 else start[:31] + "…"
             cells = [f"{r.scores[d.key]:.2f} ({r.single[d.key]:.2f})" if r.scores else "–" for d in DIMENSIONS]
-            print(f"{start:<34}" + "".join(f"{c:>{_WIDE}}" for c in cells) + (f"  {r.error}" if r.error else ""))
+            print(
+                f"{_beginning(plot):<34}"
+                + "".join(f"{c:>{_WIDE}}" for c in cells)
+                + (f"  {r.error}" if r.error else "")
+            )
             for claim in [c for o in r.opinions for c in o.claims if not c.dropped]:
                 print(f"    {claim.dimension} {claim.side}: {claim.claim} “{claim.quote}”")
     facts = summarise_panel(ratings, {p.id: "texts" for p in plots})

@@ -9,7 +9,7 @@ import numpy as np
 from toolkit.evaluate import bradley_terry as bt
 from toolkit.evaluate.judge import Verdict
 from toolkit.narrative.dimensions import DIMENSIONS, KEYS
-from toolkit.stats import cluster_bootstrap
+from toolkit.stats import cluster_bootstrap, rounded
 
 ENDS = {
     "settled": "stopped early, the order being settled",
@@ -56,7 +56,7 @@ def summarise(names: list[str], texts: Texts, rows: list[dict], threshold: float
         ahead, settled, order = now.ahead(), now.settled(), now.order()
         elo = bt.AVERAGE + bt.ELO * np.column_stack([now.theta, bt.intervals(results, now)])
         for rank, (i, best) in enumerate(((i, bt.best(now)[i]) for i in order), 1):
-            writers[ranked[i]] |= {"rank": rank, "strength": _round(elo[i], 1), "best": round(float(best), 4)}
+            writers[ranked[i]] |= {"rank": rank, "strength": rounded(elo[i], 1), "best": round(float(best), 4)}
         for i, j in itertools.combinations(order, 2):
             sure = {"probability": round(float(ahead[i, j]), 4), "settled": bool(settled[i, j])}
             pairs.append(
@@ -116,11 +116,7 @@ def _longer_wins(decided: list[dict], texts: Texts, threshold: float | None) -> 
         a, b = (len(texts[row["premise_id"], row["k"], w]["text"]) for w in row["writers"])
         if a != b:
             groups.setdefault(row["premise_id"], []).append(float((a > b) == (outcome(row, threshold) == "a")))
-    return _round(cluster_bootstrap([np.array(g) for g in groups.values()]), 4) if groups else None
-
-
-def _round(values, digits: int) -> list[float | None]:
-    return [None if np.isnan(v) else round(float(v), digits) for v in values]
+    return rounded(cluster_bootstrap([np.array(g) for g in groups.values()]), 4) if groups else None
 
 
 def lines(figures: dict) -> list[str]:

@@ -171,7 +171,7 @@ def _criticise(engine: Engine, text: str, guard: str) -> tuple[list[Claim], int]
     language = guess_language(text)
     briefs = [(d, side) for d in DIMENSIONS for side in SIDES]
     asks = [_messages(text, guard, prompt(SIDES[s], language, name=d.name, asks=d.asks)) for d, s in briefs]
-    drawn = Sampling(temperature=0, max_tokens=120, schema=json.dumps(CLAIMS))
+    drawn = Sampling(temperature=0, max_tokens=160, schema=json.dumps(CLAIMS))
     claims, malformed = [], 0
     for (d, side), (answer,) in zip(briefs, engine.generate(asks, 1, drawn), strict=True):
         said = _json(answer, "claims", list)

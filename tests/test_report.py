@@ -210,7 +210,7 @@ def test_the_report_says_its_verdict_and_its_settings(page):
 def test_the_report_shows_the_judges_passport_and_what_the_panel_dropped(page):
     assert "Passport of &lt;script&gt;" in page
     assert "1 of 2 claims could be supported by a quote; dropped: 1 not in the plot; 3 critics" in page
-    assert "base, single call (1 plots)" in page
+    assert "base, single call (1 plot)" in page
     assert "aligned, panel (0 plots)" in page
 
 

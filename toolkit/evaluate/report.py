@@ -133,7 +133,7 @@ def _evaluation(facts: dict, work) -> list[str]:
         [
             ["pairs, premises", f"{facts['pairs']}, {facts['premises']} (none seen in training)"],
             ["won, lost, tied, no verdict", f"{facts['wins']}, {facts['losses']}, {facts['pairs'] - facts['no_verdict'] - facts['wins'] - facts['losses']}, {facts['no_verdict']}"],
-            ["win rate at equal length", _interval(facts["length_controlled"])],
+            ["win rate at equal length", _interval(facts["length_controlled"]) if facts["win_rate"][0] is not None else "no verdict"],
             ["length, characters", f"aligned {chars['aligned']:.0f}, base {chars['base']:.0f}"],
             ["baseline, length alone: the longer one wins", longer],
         ],
@@ -178,7 +178,10 @@ def _panel(facts: dict, work) -> list[str]:
             means = found[which]
             cells = [f"{means[d.key]:.2f}" if means else "none" for d in DIMENSIONS]
             rows.append(
-                [f"{writer}, {'panel' if which == 'panel' else 'single call'} ({found['plots']} plots)", *cells]
+                [
+                    f"{writer}, {'panel' if which == 'panel' else 'single call'} ({found['plots']} plot{'s' * (found['plots'] != 1)})",
+                    *cells,
+                ]
             )
     out.append(_table(["mean rating, 1 to 10", *(d.name for d in DIMENSIONS)], rows))
     if panel["without_rating"]:

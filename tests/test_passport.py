@@ -17,7 +17,7 @@ from toolkit.evaluate.passport import (
     make_passport,
     people_pairs,
 )
-from toolkit.judges import Opened, find_passport, keep_passport, open_judge, shipped_material
+from toolkit.judges import Opened, find_passport, keep_passport, open_judge, same_family, shipped_material
 from toolkit.narrative.dimensions import KEYS
 from toolkit.people import RatedText
 from toolkit.records import AspectRatings, Plot, read_jsonl, split_of
@@ -254,6 +254,13 @@ def test_answers_are_on_disk_as_they_come(tmp_path):
     asked = Asked(Character(knows), tmp_path / "asked.jsonl")
     asked.rate(MATERIAL.plots[0])
     assert len(read_jsonl(tmp_path / "asked.jsonl")) == 1
+
+
+def test_a_judge_of_the_writers_family_is_warned_of():
+    (warning,) = same_family("j", "qwen", {"base": "qwen", "other": "llama", "unknown": ""})
+    assert "the judge j and base are of one family (qwen)" in warning
+    assert same_family("j", "", {"base": ""}) == []
+    assert same_family("j", "phi", {"base": "qwen"}) == []
 
 
 @pytest.mark.slow

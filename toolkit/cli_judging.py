@@ -376,7 +376,7 @@ def compare(args) -> None:
     from toolkit.engines.load import load_engine
     from toolkit.evaluate.ranking import table
     from toolkit.evaluate.tournament import tournament
-    from toolkit.judges import open_judge, writer_weights
+    from toolkit.judges import open_judge, same_family, writer_weights
     from toolkit.progress import say
     from toolkit.records import read_premises
 
@@ -394,7 +394,14 @@ def compare(args) -> None:
             "name a better --judge (see `fablesmith judges`), or pass --trust-anyway to count its verdicts all the same",
         )
     opened.judge.close()
-    writers = {name: (lambda name=name: load_engine(name, on=args.on)) for name in args.writers}
+    families: dict[str, str] = {}
+
+    def opening(name: str):
+        engine = load_engine(name, on=args.on)
+        families[name] = engine.family
+        return engine
+
+    writers = {name: (lambda name=name: opening(name)) for name in args.writers}
     sampling = Sampling(temperature=0.8, repeat_penalty=1.05, max_tokens=args.max_tokens, seed=args.seed)
     figures = tournament(
         writers,
@@ -409,6 +416,8 @@ def compare(args) -> None:
         about={name: writer_weights(name) for name in args.writers} | {"judge": opened.identity},
     )
     print(json.dumps(figures, ensure_ascii=False) if args.json else table(figures))
+    for warning in same_family(opened.judge.name, opened.judge.family, families):
+        say(warning)
     say(f"{args.out / 'tournament.svg'}")
 
 

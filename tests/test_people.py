@@ -66,7 +66,11 @@ def test_inside_a_writers_texts_the_writers_own_level_counts_for_nothing():
 
 
 def test_a_writer_with_few_texts_is_not_counted():
-    assert np.isnan(within_systems([1, 2, 3], [1, 2, 3], ["a", "a", "a"]))
+    assert np.isnan(within_systems([1, 2, 3], [1, 2, 3], ["a", "a", "b"]))
+
+
+def test_with_one_writer_there_is_nothing_to_tell_apart():
+    assert np.isnan(within_systems(range(9), range(9), [""] * 9))
 
 
 @known_data

@@ -91,8 +91,13 @@ def one_against_the_rest(rows: list[RatedText], aspect: str) -> float:
 
 
 def within_systems(mine, theirs, systems) -> float:
-    """Mean of the Spearman inside each writer's texts (at least 8 of them): who wrote a text already tells much."""
+    """Mean of the Spearman inside each writer's texts (at least 8 of them): who wrote a text already tells much.
+
+    NaN where there is one writer only, or none is named.
+    """
     systems = np.asarray(systems)
+    if len(set(systems.tolist())) < 2:
+        return float("nan")
     found = [
         spearman(np.asarray(mine)[systems == s], np.asarray(theirs)[systems == s])
         for s in sorted(set(systems))

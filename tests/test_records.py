@@ -16,6 +16,7 @@ from toolkit.records import (
     dump,
     guess_language,
     join_sentences,
+    languages_of,
     read_jsonl,
     read_pairs,
     read_plots,
@@ -372,3 +373,10 @@ def test_the_language_a_text_is_written_in(text, language):
 def test_every_shipped_plot_is_taken_for_its_language():
     for plot in read_plots(PLOTS).rows:
         assert written_in(plot.text) == guess_language(plot.text)
+
+
+def test_what_learnt_from_texts_is_known_for_their_languages():
+    english, chinese, russian = "The keeper lit the lamp.", "灯塔熄灭了。", "Маяк погас."
+    assert languages_of([english] * 20 + [russian]) == ("en",)
+    assert languages_of([english, chinese]) == ("en", "zh")
+    assert languages_of([russian] * 3) == ("other",)

@@ -68,16 +68,21 @@ def rate(texts: Iterable[str | Plot], reward: str | Path) -> list[AspectRatings]
     Raises UserError when there is none.
     """
     from toolkit.errors import UserError
+    from toolkit.evaluate.judge import unfit
     from toolkit.reward.model import load_reward_model
 
     plots, name = [_plot(t) for t in texts], f"reward model {reward}"
     model, records, readable = load_reward_model(reward), {}, []
     for plot in plots:
+        why = unfit(plot.text, model.config.languages)
         try:
             model.encode([plot.text])
-            readable.append(plot)
         except UserError as error:
-            records[plot.id] = AspectRatings(plot.id, {}, rater=name, error=str(error).removeprefix("text 1 of 1 "))
+            why = why or str(error).replace("text 1 of 1", "the text")
+        if why:
+            records[plot.id] = AspectRatings(plot.id, {}, rater=name, error=why)
+        else:
+            readable.append(plot)
     values = model.score([p.text for p in readable], progress="scoring") if readable else []
     for plot, row in zip(readable, values, strict=True):
         scores = {k: round(float(v), 3) for k, v in zip(model.config.dimensions, row, strict=True)}

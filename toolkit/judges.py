@@ -67,7 +67,7 @@ def open_judge(
         from toolkit.reward.model import load_reward_model
 
         model = load_reward_model(path)
-        judge = ScoreJudge(f"reward model {path}", model.score)
+        judge = ScoreJudge(f"reward model {path}", model.score, model.config.languages)
         files = [p for p in sorted(path.glob("*.safetensors"))] + [path / "reward.json"]
         return Opened(judge, _identity(digest(files), "none"), path / "passport.json")
     engine = load_engine(spec, n_ctx=n_ctx, on=on)

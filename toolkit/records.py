@@ -255,6 +255,12 @@ def written_in(text: str) -> str:
     return "en" if len(words) < 8 or sum(bool(_ENGLISH.fullmatch(w)) for w in words) / len(words) >= 1 / 12 else "other"
 
 
+def languages_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """The languages (`written_in`) of at least one text in ten: what something learnt from these texts is known for."""
+    found = [written_in(t) for t in texts]
+    return tuple(sorted(x for x in set(found) if found.count(x) >= len(found) / 10))
+
+
 def join_sentences(sentences: Iterable[str]) -> str:
     """Sentences → text: no space after Chinese full stops."""
     out = ""

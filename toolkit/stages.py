@@ -16,6 +16,7 @@ from toolkit.records import (
     Premise,
     append_jsonl,
     guess_language,
+    languages_of,
     read_jsonl,
     read_pairs,
     read_plots,
@@ -202,6 +203,7 @@ def reward(recipe: Recipe, work) -> dict:
         settings.depth,
         dtype=recipe.model.dtype,
         four_bit=recipe.model.four_bit,
+        languages=languages_of(p.text for p in made),
     )
     import torch
 

@@ -28,7 +28,8 @@ from toolkit.reward.reading import FIGURES, Reader
 class RewardConfig:
     """What must be known to load a reward model again.
 
-    `reading` puts how the base model reads a text (reward.reading) beside its mean state. `scale` is the lowest and highest rating of the people it learnt from; scores are on 1 … 10 all the same.
+    `reading` puts how the base model reads a text (reward.reading) beside its mean state. `scale` is the lowest and highest rating of the people it learnt from; scores are on 1 … 10 all the same. `languages` are those it learnt from (records.written_in): texts in
+    others get no rating.
     """
 
     base: str
@@ -40,6 +41,7 @@ class RewardConfig:
     dimensions: tuple[str, ...] = KEYS
     scale: tuple[float, float] = SCALE
     reading: bool = False
+    languages: tuple[str, ...] = ("en",)
 
 
 class AspectHeadModel(nn.Module):

@@ -24,7 +24,7 @@ from toolkit.narrative.dimensions import HALF, MIDDLE
 from toolkit.people import one_against_the_rest
 from toolkit.progress import say
 from toolkit.recipe import LoraSettings, RewardSettings
-from toolkit.records import write_jsonl
+from toolkit.records import languages_of, write_jsonl
 from toolkit.reward.data import Group
 from toolkit.reward.model import AspectHead, RewardConfig, RewardModel, new_reward_model
 from toolkit.reward.rated import Rated, from_house, read_rated
@@ -93,6 +93,7 @@ def _question(ratings: Path, base: str, settings: RewardSettings) -> tuple[Rated
         dimensions=rated.dimensions,
         scale=rated.scale,
         reading=True,
+        languages=languages_of(rated.texts),
     )
     asked = json.dumps([asdict(settings), asdict(config)]).encode()
     digest = hashlib.sha256(asked + ratings.read_bytes()).hexdigest()[:16]

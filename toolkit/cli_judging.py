@@ -148,7 +148,7 @@ _WIDE = 16  # a column of the table of ratings: as wide as the longest name of a
 
 
 def rate(args) -> None:
-    from toolkit.records import dump, read_plots, write_jsonl
+    from toolkit.records import read_plots, write_jsonl
 
     check_out(args.out)
     plots = read_texts(read_plots(args.file, args.skip_bad_lines))
@@ -157,10 +157,18 @@ def rate(args) -> None:
     ratings = api.rate(plots, args.reward)
     if args.out:
         write_jsonl(args.out, ratings)
+    _print_ratings(args, plots, ratings)
+
+
+def _print_ratings(args, plots, ratings) -> None:
+    """Where they were written, one JSON line a text, or a table: as the flags say."""
+    from toolkit.records import dump
+
+    if args.out:
         print(args.out)
     elif args.json:
-        for r in ratings:
-            print(dump(r))
+        for rating in ratings:
+            print(dump(rating))
     else:
         show_ratings(plots, ratings)
 
@@ -210,7 +218,7 @@ def _short_names() -> dict[str, str]:
 def judge(args) -> None:
     from toolkit.judges import open_judge
     from toolkit.progress import bar, say
-    from toolkit.records import AspectRatings, append_jsonl, dump, read_jsonl, read_plots
+    from toolkit.records import AspectRatings, append_jsonl, read_jsonl, read_plots
 
     check_out(args.out)
     plots = read_texts(read_plots(args.file, args.skip_bad_lines))
@@ -248,13 +256,7 @@ def judge(args) -> None:
     finally:
         opened.judge.close()
     failed = [r for r in records if r.error]
-    if args.out:
-        print(args.out)
-    elif args.json:
-        for record in records:
-            print(dump(record))
-    else:
-        show_ratings(plots, records)
+    _print_ratings(args, plots, records)
     for record in failed[:5]:
         say(f"no rating for {record.plot_id}: {record.error}")
     if failed:

@@ -13,6 +13,7 @@ from toolkit.evaluate.judge import GUARD, EngineJudge, Judge, ScoreJudge
 from toolkit.evaluate.passport import Material, Passport, make_passport
 from toolkit.hardware import cache_dir
 from toolkit.models.resolve import digest, exported_gguf, resolve
+from toolkit.narrative.dimensions import KEYS
 from toolkit.narrative.writing import whole_sentences, write_prompt
 from toolkit.people import read_people
 from toolkit.records import Plot, Premise, guess_language, read_jsonl, read_plots, split_of, write_jsonl
@@ -66,7 +67,7 @@ def open_judge(
     if (path / "reward.json").is_file():
         from toolkit.reward.model import load_reward_model
 
-        model = load_reward_model(path)
+        model = load_reward_model(path, dimensions=KEYS)
         judge = ScoreJudge(f"reward model {path}", model.score, model.config.languages)
         files = [p for p in sorted(path.glob("*.safetensors"))] + [path / "reward.json"]
         return Opened(judge, _identity(digest(files), "none"), path / "passport.json")

@@ -64,6 +64,7 @@ class CandidatesSettings:
     temperatures: tuple[float, ...] = setting((0.6, 0.8, 1.0), "taken in turn", low=0, high=5)
     min_p: float = setting(0.05, "drop tokens less likely than this share of the likeliest", low=0, high=1)
     repeat_penalty: float = setting(1.05, "1 is off", low=0.5, high=3)
+    angles: bool = setting(False, "each draft of a premise is asked from another angle, so that the pool is wider")
     max_tokens: int = setting(160, "longest draft", low=16)
 
 
@@ -104,12 +105,35 @@ class PairsSettings:
     length_ratio: float = setting(1.5, "longer text at most so many times the shorter", low=1)
     per_premise: int = setting(2, "pairs a premise at most", low=1)
     max_pairs: int = setting(0, "the most certain so many; 0 is all", low=0)
+    select: str = setting(
+        "confident",
+        "confident: by reward alone; divpo: the most deviating good against the least deviating bad",
+        one_of=("confident", "divpo"),
+    )
+    share: float = setting(0.25, "divpo: good and bad are the best and worst such share", above=0, high=0.5)
+    threshold: float = setting(
+        0.0, "divpo: good is a mean reward of at least this (1 … 10) instead; 0 goes by share", low=0, high=10
+    )
+
+
+@dataclass(frozen=True)
+class DeviationSettings:
+    kinds: tuple[str, ...] = setting(("semantic", "style"), "of difference; several are combined", one_of=("semantic", "style", "words"))
+    floor: float = setting(0.0, "no weight is below this; the mean stays 1", low=0, high=1)
+    semantic: str = setting("minilm", "embedding model: minilm, jina, a folder or hub id")
+    style: str = setting("stylometry", "stylometry, style-embedding, a folder or hub id")
 
 
 @dataclass(frozen=True)
 class DpoSettings:
+    loss: str = setting(
+        "dpo",
+        "dpo, ddpo (weighted by deviation), orpo (without a reference), dorpo (weighted)",
+        one_of=("dpo", "ddpo", "orpo", "dorpo"),
+    )
     lora: LoraSettings = field(default_factory=LoraSettings)
-    beta: float = setting(0.1, "how hard the policy is held to the reference", above=0)
+    beta: float = setting(0.1, "dpo, ddpo: how hard the policy is held to the reference", above=0)
+    odds: float = setting(0.25, "orpo, dorpo: weight λ of the odds ratio beside the chosen answer's likelihood", low=0)
     lr: float = setting(2e-4, "learning rate", above=0, high=1)
     epochs: float = setting(2.0, "passes over the pairs", above=0)
     batch: int = setting(2, "pairs a forward pass", low=1)
@@ -153,6 +177,7 @@ class Recipe:
     ratings: RatingsSettings = field(default_factory=RatingsSettings)
     reward: RewardSettings = field(default_factory=RewardSettings)
     pairs: PairsSettings = field(default_factory=PairsSettings)
+    deviation: DeviationSettings = field(default_factory=DeviationSettings)
     dpo: DpoSettings = field(default_factory=DpoSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
@@ -342,6 +367,11 @@ def _check_files(recipe: Recipe, lines: dict, file: str) -> None:
     ):
         if name and name != SHIPPED and not Path(name).is_file():
             raise UserError(f"{_where(file, lines, dotted)}: no file at {Path(name).absolute()}", "check the path")
+    if recipe.pairs.file and recipe.pairs.select == "divpo":
+        raise UserError(
+            f"{_where(file, lines, 'pairs.select')}: divpo chooses among candidates, and pairs.file leaves nothing to choose",
+            "take pairs.file or pairs.select out",
+        )
     engines = [("ratings.rater", recipe.ratings.rater), ("evaluate.judge", recipe.evaluate.judge)]
     for dotted, name in [*engines, *(("evaluate.jury", name) for name in recipe.evaluate.jury)]:
         if name.endswith(".gguf") and not Path(name).is_file():

@@ -14,14 +14,15 @@ import numpy as np
 from toolkit.narrative.writing import sentences_of
 from toolkit.records import guess_language
 
+_ENGLISH = """
+the of and to a in that it is was i for on you he be with as by at have are this not but had his they from she
+which or we an there her were one do been all their has would will what if can when so no out up into than
+them then some could him about now only its over after also other these my me who just like more very even
+before through where how because while though still until never again down off yet too any each every both
+once perhaps however finally suddenly
+"""
 _WORDS = {
-    "en": (
-        "the of and to a in that it is was i for on you he be with as by at have are this not but had his they from she "
-        "which or we an there her were one do been all their has would will what if can when so no out up into than "
-        "them then some could him about now only its over after also other these my me who just like more very even "
-        "before through where how because while though still until never again down off yet too any each every both "
-        "once perhaps however finally suddenly"
-    ).split(),
+    "en": _ENGLISH.split(),
     "zh": list("的了是在不一我他她它们这那就也都和与而却但又还才再把被让给从到对向为以于之其所将会能要可只如若因虽便即着过吗呢吧啊"),
 }
 _MARKS = {
@@ -42,7 +43,7 @@ def style_vectors(texts: list[str]) -> np.ndarray:
         start = 0
         for language in _WORDS:
             mean, spread = _mean_and_spread(language)
-            if language == (guess_language(text) if guess_language(text) in _WORDS else "en"):
+            if language == guess_language(text):
                 rows[i, start : start + len(mean)] = np.clip((_habits(text, language) - mean) / spread, -4, 4)
             start += len(mean)
     return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
@@ -78,6 +79,6 @@ def _habits(text: str, language: str) -> np.ndarray:
 def _mean_and_spread(language: str) -> tuple[np.ndarray, np.ndarray]:
     """What is usual in the shipped plots; no spread is taken below a tenth of a word in a hundred."""
     plots = [json.loads(line)["sentences"] for line in _PLOTS.read_text(encoding="utf-8").splitlines()]
-    texts = [t for t in ("".join(s) if guess_language(s[0]) == "zh" else " ".join(s) for s in plots)]
+    texts = ["".join(s) if guess_language(s[0]) == "zh" else " ".join(s) for s in plots]
     rows = np.stack([_habits(t, language) for t in texts if guess_language(t) == language])
     return rows.mean(0), np.maximum(rows.std(0), 0.1)

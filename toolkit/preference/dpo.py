@@ -1,4 +1,7 @@
-"""Direct Preference Optimisation with LoRA on TRL's trainer; the reference is the same model with its adapter off."""
+"""Preference training with LoRA on TRL's DPO trainer: DPO, DDPO, ORPO, DORPO.
+
+The reference is the same model with its adapter off; ORPO and DORPO have none.
+"""
 
 from pathlib import Path
 
@@ -9,25 +12,33 @@ from toolkit.models.training import Log, last_checkpoint, trainer_settings
 from toolkit.recipe import DpoSettings, ModelSettings
 from toolkit.records import PreferencePair
 
+WEIGHTED = ("ddpo", "dorpo")  # losses that count a pair by its chosen answer's deviation
 STEP0_TOLERANCE = 1e-3  # reward margin (β · nats) before the first update: adapter on and off must be the same model
 
 
 def train_dpo(
-    base: Model, pairs: list[PreferencePair], settings: DpoSettings, weights: ModelSettings, out: Path, seed: int = 1
+    base: Model,
+    pairs: list[PreferencePair],
+    settings: DpoSettings,
+    weights: ModelSettings,
+    out: Path,
+    seed: int = 1,
+    deviation: list[float] | None = None,
 ) -> dict:
     """Align `base` on `pairs`; the adapter lands in out/adapter. Goes on from the last checkpoint in `out`.
 
-    L = −log σ(β · [log π(c)/π_ref(c) − log π(r)/π_ref(r)])  (Rafailov et al. 2023), c chosen, r rejected, sums over
-    answer tokens.
+    dpo: L = −log σ(β · [log π(c)/π_ref(c) − log π(r)/π_ref(r)])  (Rafailov et al. 2023), c chosen, r rejected, sums
+    over answer tokens, by TRL itself. The other losses: preference.losses.
 
     Args:
         settings, weights: the recipe's `dpo` and `model` sections.
+        deviation: weight of each pair's chosen answer, for ddpo and dorpo.
 
     Returns:
         Facts: pairs used and left out, steps, first and last loss, margin and accuracy.
 
     Raises:
-        UserError: no pair is short enough.
+        UserError: no pair is short enough, or every pair weighs nothing.
         ProofError: the reward margin before the first update is not 0.
     """
     from datasets import Dataset
@@ -36,6 +47,8 @@ def train_dpo(
 
     tokenizer = load_tokenizer(base)
     rows = [chat_row(p) for p in pairs]
+    if settings.loss in WEIGHTED:
+        rows = [{**row, "weight": w} for row, w in zip(rows, deviation or [], strict=True)]
     lengths = [
         max(
             len(tokenizer.apply_chat_template(r["prompt"] + r[side], return_dict=False))
@@ -48,6 +61,11 @@ def train_dpo(
         raise UserError(
             f"none of the {len(pairs)} pairs is within dpo.max_tokens = {settings.max_tokens} (shortest: {min(lengths, default=0)})",
             "raise dpo.max_tokens, or give pairs (pairs.margin decides how many there are)",
+        )
+    if settings.loss in WEIGHTED and not any(r["weight"] > 0 for r in kept):
+        raise UserError(
+            f"every chosen answer of the {len(kept)} pairs is its premise's least deviating one: their weights are all 0",
+            "set deviation.floor above 0, or write more candidates a premise",
         )
     model = load_model(base, dtype=weights.dtype, four_bit=weights.four_bit)
     model.config.use_cache = False
@@ -62,6 +80,8 @@ def train_dpo(
 
     class Step0(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
+            if settings.loss in ("orpo", "dorpo"):  # no reference, so nothing to start level with
+                return
             if state.global_step == 1 and logs and abs(float(logs.get("rewards/margins", 0))) > STEP0_TOLERANCE:
                 raise ProofError(
                     f"DPO starts at a reward margin of {logs['rewards/margins']}, not 0: the reference is not the base"
@@ -78,11 +98,20 @@ def train_dpo(
         gradient_checkpointing=False,
         bf16=False,
     )
-    trainer = DPOTrainer(
+    more = {}
+    if settings.loss == "dpo":
+        trainer_class = DPOTrainer
+    else:
+        from toolkit.preference.trainer import PairCollator, trainer_for
+
+        trainer_class = trainer_for(settings.loss, settings.odds)
+        more["data_collator"] = PairCollator(tokenizer.pad_token_id)
+    trainer = trainer_class(
         model=model,
         args=DPOConfig(**args, beta=settings.beta, max_length=None),
         train_dataset=Dataset.from_list(kept),
         processing_class=tokenizer,
+        **more,
         peft_config=lora_config(model, settings.lora),
         callbacks=[Step0(), Log(out, "dpo")],
     )
@@ -90,7 +119,7 @@ def train_dpo(
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
     trainer.model.save_pretrained(str(out / "adapter"))
     history = [h for h in trainer.state.log_history if "loss" in h]
-    facts = {"pairs": len(kept), "too_long": len(rows) - len(kept), "steps": trainer.state.global_step}
+    facts = {"loss_kind": settings.loss, "pairs": len(kept), "too_long": len(rows) - len(kept), "steps": trainer.state.global_step}
     for name, key in (("loss", "loss"), ("margin", "rewards/margins"), ("accuracy", "rewards/accuracies")):
         facts[name] = [round(float(history[at][key]), 4) for at in (0, -1)]
     return facts

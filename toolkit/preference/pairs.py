@@ -50,12 +50,9 @@ def confident_pairs(
         (pairs, rejected), pairs by falling margin.
     """
     mean = {id: sum(s.values()) / len(s) for id, s in scores.items()}
-    by_premise: dict[str, list[Plot]] = {}
-    for plot in plots:
-        by_premise.setdefault(plot.premise_id, []).append(plot)
     kept: list[PreferencePair] = []
     rejected: list[Rejected] = []
-    for premise, group in sorted(by_premise.items()):
+    for premise, group in by_premise(plots):
         found = []
         for a, b in combinations(group, 2):
             better, worse = (a, b) if (mean[a.id], a.id) > (mean[b.id], b.id) else (b, a)
@@ -88,25 +85,36 @@ def confident_pairs(
                 continue
             used[f"+{better.id}"] += 1
             used[f"-{worse.id}"] += 1
-            kept.append(
-                PreferencePair(
-                    prompt=write_prompt(better.premise)[-1]["content"],
-                    chosen=better.text,
-                    rejected=worse.text,
-                    premise_id=premise,
-                    chosen_id=better.id,
-                    rejected_id=worse.id,
-                    margin=round(gap, 4),
-                    chosen_scores=scores[better.id],
-                    rejected_scores=scores[worse.id],
-                )
-            )
+            kept.append(as_pair(better, worse, scores, gap))
     kept.sort(key=lambda p: (-p.margin, p.chosen_id, p.rejected_id))
     if max_pairs and len(kept) > max_pairs:
         for p in kept[max_pairs:]:
             rejected.append(Rejected(p.premise_id, p.chosen_id, p.rejected_id, p.margin, "budget"))
         kept = kept[:max_pairs]
     return kept, rejected
+
+
+def by_premise(plots: list[Plot]) -> list[tuple[str, list[Plot]]]:
+    """(premise id, its plots), sorted by premise."""
+    groups: dict[str, list[Plot]] = {}
+    for plot in plots:
+        groups.setdefault(plot.premise_id, []).append(plot)
+    return sorted(groups.items())
+
+
+def as_pair(better: Plot, worse: Plot, scores: dict[str, dict[str, float]], gap: float) -> PreferencePair:
+    """The two as a record, under the prompt that a writer is given."""
+    return PreferencePair(
+        prompt=write_prompt(better.premise)[-1]["content"],
+        chosen=better.text,
+        rejected=worse.text,
+        premise_id=better.premise_id,
+        chosen_id=better.id,
+        rejected_id=worse.id,
+        margin=round(gap, 4),
+        chosen_scores=scores[better.id],
+        rejected_scores=scores[worse.id],
+    )
 
 
 def _in_favour(better: AspectRatings | None, worse: AspectRatings | None) -> int:

@@ -1,0 +1,83 @@
+"""TRL's DPO trainer with another loss: what comes in is TRL's, what a pair costs is preference.losses."""
+
+from dataclasses import dataclass
+
+import torch
+from trl import DPOTrainer
+from trl.trainer import utils
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from toolkit.preference import losses
+
+# TRL ≥ 1.16 computes log-probabilities in chunks of the vocabulary, inside the model; older ones make all logits
+FUSED = hasattr(utils, "add_fused_lm_head")
+
+
+@dataclass
+class PairCollator(DataCollatorForPreference):
+    """TRL's batch (chosen answers, then rejected ones) and each pair's `weights` (B,), 1 where it has none."""
+
+    def torch_call(self, examples):
+        weights = torch.tensor([float(e.get("weight", 1.0)) for e in examples])
+        return {**super().torch_call(examples), "weights": weights}
+
+
+def trainer_for(loss: str, odds: float = 0.25) -> type[DPOTrainer]:
+    """DPOTrainer whose loss is `ddpo`, `orpo` or `dorpo`; β is DPOConfig's, λ is `odds`."""
+
+    class PairTrainer(DPOTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            """Mean over the pairs of a batch of (2B, T) tokens."""
+            if return_outputs:
+                raise NotImplementedError("logits are not kept: they would cost a vocabulary for every token")
+            inputs = dict(inputs)
+            weights = inputs.pop("weights")
+            logps, aux = token_logps(self, model, inputs)
+            chosen, rejected = logps.sum(1).chunk(2)
+            if loss == "ddpo":
+                ref_chosen, ref_rejected = self.compute_ref_log_probs(model, inputs)
+                ratios = chosen - ref_chosen, rejected - ref_rejected
+                each = losses.ddpo(ratios[0] - ratios[1], weights, self.beta)
+                note = {"chosen": self.beta * ratios[0], "rejected": self.beta * ratios[1]}
+            else:
+                lengths = inputs["completion_mask"].sum(1).clamp(min=1)
+                means = (logps.sum(1) / lengths).chunk(2)
+                each = losses.dorpo(*means, weights if loss == "dorpo" else torch.ones_like(weights), odds)
+                note = {"chosen": losses.log_odds(means[0]), "rejected": losses.log_odds(means[1])}
+            self._note(note, chosen, rejected, weights)
+            return each.mean() + (0.0 if aux is None else self.router_aux_loss_coef * aux)
+
+        @torch.no_grad()
+        def _note(self, rewards: dict, chosen, rejected, weights) -> None:
+            """What TRL would log. Rewards are β · log-ratios, or log-odds where there is no reference."""
+            gap = rewards["chosen"] - rewards["rejected"]
+            values = {
+                "rewards/chosen": rewards["chosen"],
+                "rewards/rejected": rewards["rejected"],
+                "rewards/margins": gap,
+                "rewards/accuracies": (gap > 0).float(),
+                "logps/chosen": chosen,
+                "logps/rejected": rejected,
+                "weights": weights,
+            }
+            mode = "train" if self.model.training else "eval"
+            for name, value in values.items():
+                self._metrics[mode][name].append(self.accelerator.gather(value).float().mean().item())
+
+    return PairTrainer
+
+
+def token_logps(trainer: DPOTrainer, model, inputs: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probability of every answer token, 0 elsewhere, (2B, T − 1); and a mixture of experts' balance loss, or None."""
+    ids, mask = inputs["input_ids"], inputs["completion_mask"]
+    known = {k: v for k, v in inputs.items() if k not in ("completion_mask", "ref_chosen_logps", "ref_rejected_logps")}
+    known["use_cache"] = False
+    if trainer.aux_loss_enabled:
+        known["output_router_logits"] = True
+    if FUSED:
+        out = model(**known, labels=ids.masked_fill(mask == 0, -100), fused_lm_head=True)
+        logps = out.log_probs[:, -(ids.shape[1] - 1) :]
+    else:
+        out = model(**known)
+        logps = utils.selective_log_softmax(out.logits[:, :-1], ids[:, 1:]) * mask[:, 1:]
+    return logps, out.aux_loss if trainer.aux_loss_enabled else None

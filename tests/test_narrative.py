@@ -7,7 +7,7 @@ import pytest
 from toolkit.errors import UserError
 from toolkit.narrative.damage import BARE, HARM, damage
 from toolkit.narrative.dimensions import DIMENSIONS, KEYS
-from toolkit.narrative.prompts import fillers, prompt
+from toolkit.narrative.prompts import lines, prompt
 from toolkit.narrative.writing import LONGEST_PREMISE, check_premise, sentences_of, whole_sentences, write_prompt
 from toolkit.records import Plot, Premise, read_plots, read_premises
 from toolkit.stages import DATA
@@ -191,7 +191,7 @@ def test_a_language_without_a_file_of_its_own_gets_english():
 
 
 def test_fillers_are_several_different_sentences():
-    assert len(set(fillers())) == len(fillers()) >= 5
+    assert len(set(lines("fillers"))) == len(lines("fillers")) >= 5
 
 
 @pytest.mark.parametrize(

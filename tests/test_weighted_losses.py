@@ -51,7 +51,9 @@ def test_dorpo_has_its_weight_inside_the_sigmoid_and_before_the_likelihood():
 def test_weights_act_on_each_pair_by_itself():
     chosen, rejected = torch.tensor([-1.0, -2.0]), torch.tensor([-1.5, -1.0])
     together = losses.dorpo(chosen, rejected, torch.tensor([2.0, 0.3]), 0.25)
-    alone = [losses.dorpo(chosen[i : i + 1], rejected[i : i + 1], torch.tensor([w]), 0.25) for i, w in ((0, 2.0), (1, 0.3))]
+    alone = [
+        losses.dorpo(chosen[i : i + 1], rejected[i : i + 1], torch.tensor([w]), 0.25) for i, w in ((0, 2.0), (1, 0.3))
+    ]
     assert together.tolist() == pytest.approx([a.item() for a in alone])
 
 
@@ -97,7 +99,9 @@ def test_ddpo_starts_at_log_two_times_the_mean_weight(tiny, tmp_path):
 
 @pytest.mark.parametrize("loss", ["orpo", "dorpo"])
 def test_orpo_and_dorpo_learn_the_pairs_without_a_reference(tiny, tmp_path, loss):
-    train_dpo(resolve(str(tiny)), PAIRS, settings(loss, lr=1e-2, epochs=8), WEIGHTS, tmp_path, deviation=[1.5, 0.5, 1.0])
+    train_dpo(
+        resolve(str(tiny)), PAIRS, settings(loss, lr=1e-2, epochs=8), WEIGHTS, tmp_path, deviation=[1.5, 0.5, 1.0]
+    )
     rows = read_metrics(tmp_path)
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[-1]["logps/chosen"] > rows[0]["logps/chosen"]

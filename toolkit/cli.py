@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; may be repeated"
     )
     p.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME)")
+    p.add_argument("--until", default="", metavar="STAGE", help="stop after this stage; the same command goes on later")
     p.add_argument("--dry-run", action="store_true", help="show stages, sizes and expected time; do nothing")
     p.add_argument("--skip-bad-lines", action="store_true", help="leave bad lines of your files out and count them")
 
@@ -140,7 +141,7 @@ def _run(args) -> None:
         return
     from toolkit.runner import run_recipe
 
-    print(run_recipe(recipe, out))
+    print(run_recipe(recipe, out, args.until))
 
 
 def _recipes(args) -> None:

@@ -118,7 +118,9 @@ class PairsSettings:
 
 @dataclass(frozen=True)
 class DeviationSettings:
-    kinds: tuple[str, ...] = setting(("semantic", "style"), "of difference; several are combined", one_of=("semantic", "style", "words"))
+    kinds: tuple[str, ...] = setting(
+        ("semantic", "style"), "of difference; several are combined", one_of=("semantic", "style", "words")
+    )
     floor: float = setting(0.0, "no weight is below this; the mean stays 1", low=0, high=1)
     semantic: str = setting("minilm", "embedding model: minilm, jina, a folder or hub id")
     style: str = setting("stylometry", "stylometry, style-embedding, a folder or hub id")

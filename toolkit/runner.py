@@ -44,6 +44,7 @@ STAGES = (
     Stage("candidates", "several plots a premise, through llama.cpp", S.candidates, ("model", "premises"), ("seed", "candidates")),
     Stage("ratings", "positive and negative assessment of each candidate", S.ratings, ("model", "premises", "candidates"), ("seed", "ratings")),
     Stage("reward", "train the aspect reward model", S.reward, ("model", "premises", "candidates", "ratings"), ("seed", "model", "reward")),
+    Stage("deviation", "how unusual each answer is among those to its prompt", S.deviation, ("candidates",), ("deviation",)),
     Stage("pairs", "score candidates, keep confident pairs", S.pairs, ("candidates", "ratings", "reward"), ("pairs",)),
     Stage("dpo", "align the writer", S.dpo, ("model", "pairs"), ("seed", "model", "dpo")),
     Stage("export", "merged and adapter GGUF, with proof", S.export, ("model", "dpo"), ("model", "export")),
@@ -66,15 +67,36 @@ STAGES = (
 
 
 def plan(recipe: Recipe) -> list[Stage]:
-    """The stages of a recipe, in order. With the user's own pairs nothing is generated, rated or rewarded."""
-    if not recipe.pairs.file:
-        stages = list(STAGES)
-    else:
-        left_out = {"candidates", "ratings", "reward"}
-        stages = [s for s in STAGES if s.name not in left_out]
-        stages = [dataclasses.replace(s, needs=tuple(n for n in s.needs if n not in left_out)) for s in stages]
+    """The stages of a recipe, in order. With the user's own pairs nothing is generated, rated or rewarded.
+
+    Deviations are measured only where a loss or a selection uses them, and only that stage then needs them: runs that
+    differ in nothing else share everything before.
+    """
+    divpo, weighted = recipe.pairs.select == "divpo", recipe.dpo.loss in ("ddpo", "dorpo")
+    left_out = {"candidates", "ratings", "reward"} if recipe.pairs.file else set()
+    if not (divpo or weighted):
+        left_out.add("deviation")
+    more = {"pairs": ("deviation",)} if divpo else {}
+    more |= {"dpo": ("deviation",)} if weighted else {}
+    if recipe.pairs.file:
+        more["deviation"] = ("pairs",)
+    stages = [
+        dataclasses.replace(s, needs=tuple(n for n in (*s.needs, *more.get(s.name, ())) if n not in left_out))
+        for s in STAGES
+        if s.name not in left_out
+    ]
+    stages = _in_order(stages)
     before = [s.name for s in stages if s.name != "report"]
     return [dataclasses.replace(s, needs=tuple(before)) if s.name == "report" else s for s in stages]
+
+
+def _in_order(stages: list[Stage]) -> list[Stage]:
+    """As they are listed, each after what it needs."""
+    ordered: list[Stage] = []
+    while left := [s for s in stages if s not in ordered]:
+        done = {s.name for s in ordered}
+        ordered.append(next(s for s in left if done.issuperset(s.needs)))
+    return ordered
 
 
 @dataclass(frozen=True)
@@ -176,11 +198,14 @@ def show_plan(recipe: Recipe, out: Path) -> str:
     )
 
 
-def run_recipe(recipe: Recipe, out: Path) -> Path:
+def run_recipe(recipe: Recipe, out: Path, until: str = "") -> Path:
     """Run what is not done yet of `recipe` in the folder `out`; returns the report.
 
-    Raises UserError when the folder cannot be written, another run works in it, or the disk is full (what was made
-    stays, and the next run goes on from it).
+    Args:
+        until: stop after the stage of this name, and return its folder.
+
+    Raises UserError when there is no such stage, the folder cannot be written, another run works in it, or the disk is
+    full (what was made stays, and the next run goes on from it).
     """
     out = Path(out)
     require_writable(out)
@@ -188,6 +213,10 @@ def run_recipe(recipe: Recipe, out: Path) -> Path:
     with _only_one(out):
         stages, keys = plan(recipe), stage_keys(recipe)
         names = tuple(s.name for s in stages)
+        if until:
+            if until not in names:
+                raise UserError(f"{recipe.name} has no stage {until!r}", f"its stages: {', '.join(names)}")
+            stages = stages[: names.index(until) + 1]
         (out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=1, ensure_ascii=False))
         estimates, started = estimate(recipe), time.monotonic()
         for number, stage in enumerate(stages, 1):
@@ -205,8 +234,9 @@ def run_recipe(recipe: Recipe, out: Path) -> Path:
             say(f"{'':17}{seconds:.0f} s")
             _write_manifest(out, recipe, names)
         _write_manifest(out, recipe, names)
-        say(f"done in {_clock(time.monotonic() - started)}: {out / 'report' / 'report.html'}")
-    return out / "report" / "report.html"
+        made = out / until if until else out / "report" / "report.html"
+        say(f"done in {_clock(time.monotonic() - started)}: {made}")
+    return made
 
 
 def stands(folder: Path, key: str) -> bool:

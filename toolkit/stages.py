@@ -21,6 +21,7 @@ from toolkit.records import (
     read_pairs,
     read_plots,
     read_premises,
+    text_id,
     write_jsonl,
 )
 
@@ -140,12 +141,17 @@ def candidates(recipe: Recipe, work) -> dict:
 
     todo = read_jsonl(work.of("premises") / "train.jsonl", Premise)
     samplings = _samplings(recipe)
-    units = list(batched(todo, max(1, 12 // len(samplings))))
+    # drafts from angles share no prompt, so that a call has one of each premise
+    units = list(batched(todo, 12 if recipe.candidates.angles else max(1, 12 // len(samplings))))
     done = read_jsonl(work.out / "units.jsonl")
     engine = load_engine(_base(work).gguf)
     progress = bar(total=len(todo), desc="candidates", unit="premise", initial=sum(len(u) for u in units[: len(done)]))
     for unit in units[len(done) :]:
-        rows = [dataclasses.asdict(p) for _, plots in write_candidates(engine, unit, samplings) for p in plots]
+        rows = [
+            dataclasses.asdict(p)
+            for _, plots in write_candidates(engine, unit, samplings, recipe.candidates.angles)
+            for p in plots
+        ]
         append_jsonl(work.out / "units.jsonl", [{"plots": rows}])
         progress.update(len(unit))
     progress.close()
@@ -235,6 +241,37 @@ def reward(recipe: Recipe, work) -> dict:
     }
 
 
+def deviation(recipe: Recipe, work) -> dict:
+    """deviation.jsonl: how far each answer lies from the others to its prompt, and the weight that gives it.
+
+    The answers are a premise's candidates, or the different answers to one prompt in the user's own pairs.
+    """
+    from toolkit.preference.deviation import deviations
+
+    settings = recipe.deviation
+    answers: dict[str, list[tuple[str, str]]] = {}
+    if recipe.pairs.file:
+        for p in read_jsonl(work.of("pairs") / "pairs.jsonl", PreferencePair):
+            group = answers.setdefault(text_id(p.prompt, "p"), [])
+            group += [row for text in (p.chosen, p.rejected) if (row := (text_id(text), text)) not in group]
+    else:
+        for plot in read_jsonl(work.of("candidates") / "candidates.jsonl", Plot):
+            answers.setdefault(plot.premise_id, []).append((plot.id, plot.text))
+    models = {"semantic": settings.semantic, "style": settings.style}
+    rows = deviations(answers, tuple(dict.fromkeys(settings.kinds)), settings.floor, models)
+    write_jsonl(work.out / "deviation.jsonl", [dataclasses.asdict(r) for r in rows])
+    few = sum(len(group) < 3 for group in answers.values())
+    if few:
+        say(f"  {few} of {len(answers)} prompts have fewer than three answers: each of those counts as 1")
+    return {
+        "answers": len(rows),
+        "prompts": len(answers),
+        "fewer_than_three": few,
+        "weight_zero": sum(r.weight == 0 for r in rows),
+        "heaviest": round(max(r.weight for r in rows), 3),
+    }
+
+
 def pairs(recipe: Recipe, work) -> dict:
     """pairs.jsonl, rejected.jsonl (with reasons) and scores.jsonl; or the user's own pairs, checked."""
     settings = recipe.pairs
@@ -245,6 +282,7 @@ def pairs(recipe: Recipe, work) -> dict:
         write_jsonl(work.out / "pairs.jsonl", own.rows)
         return {"pairs": len(own.rows), "from": settings.file, "format": own.format, "bad_lines": len(own.bad)}
     from toolkit.narrative.dimensions import KEYS
+    from toolkit.preference.divpo import divpo_pairs
     from toolkit.preference.pairs import confident_pairs
     from toolkit.reward.model import load_reward_model
 
@@ -256,15 +294,22 @@ def pairs(recipe: Recipe, work) -> dict:
         for p, row in zip(drafts, values, strict=True)
     }
     write_jsonl(work.out / "scores.jsonl", [AspectRatings(id, s, rater="reward model") for id, s in scores.items()])
-    names = ("margin", "agree", "prompts", "length_ratio", "per_premise", "max_pairs")
-    kept, rejected = confident_pairs(drafts, scores, rated, **{n: getattr(settings, n) for n in names})
+    limits = {n: getattr(settings, n) for n in ("length_ratio", "per_premise", "max_pairs")}
+    if settings.select == "divpo":
+        rank = {row["id"]: row["rank"] for row in read_jsonl(work.of("deviation") / "deviation.jsonl")}
+        limits |= {"share": settings.share, "threshold": settings.threshold}
+        kept, rejected = divpo_pairs(drafts, scores, rank, **limits)
+        hint = "lower pairs.threshold, raise pairs.share, or write more candidates a premise"
+    else:
+        limits |= {n: getattr(settings, n) for n in ("margin", "agree", "prompts")}
+        kept, rejected = confident_pairs(drafts, scores, rated, **limits)
+        hint = "lower pairs.margin or pairs.agree, or write more candidates"
     write_jsonl(work.out / "rejected.jsonl", [dataclasses.asdict(r) for r in rejected])
     counts = {reason: sum(r.reason == reason for r in rejected) for reason in REASONS}
     if not kept:
         raise UserError(
-            f"none of {len(rejected)} pairs is confident enough: "
-            + ", ".join(f"{k} {v}" for k, v in counts.items() if v),
-            "lower pairs.margin or pairs.agree, or write more candidates",
+            f"none of {len(rejected)} pairs is good enough: " + ", ".join(f"{k} {v}" for k, v in counts.items() if v),
+            hint,
         )
     write_jsonl(work.out / "pairs.jsonl", kept)
     longer = sum(len(p.chosen) > len(p.rejected) for p in kept) / len(kept)
@@ -275,11 +320,17 @@ def dpo(recipe: Recipe, work) -> dict:
     """adapter/ (PEFT), metrics.jsonl, tensorboard/."""
     import shutil
 
-    from toolkit.preference.dpo import train_dpo
+    from toolkit.preference.dpo import WEIGHTED, train_dpo
 
     rows = read_jsonl(work.of("pairs") / "pairs.jsonl", PreferencePair)
-    facts = train_dpo(_base(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed)
+    weights = None
+    if recipe.dpo.loss in WEIGHTED:
+        found = {row["id"]: row["weight"] for row in read_jsonl(work.of("deviation") / "deviation.jsonl")}
+        weights = [found[text_id(p.chosen) if recipe.pairs.file else p.chosen_id] for p in rows]
+    facts = train_dpo(_base(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed, weights)
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
+    if weights:
+        facts["weights"] = {"mean": round(sum(weights) / len(weights), 3), "zero": sum(w == 0 for w in weights)}
     return facts
 
 

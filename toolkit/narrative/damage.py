@@ -7,7 +7,7 @@ less" needs no rater. Kinds after the founding issue; which dimension each kind 
 import random
 from dataclasses import replace
 
-from toolkit.narrative.prompts import fillers
+from toolkit.narrative.prompts import lines
 from toolkit.narrative.writing import sentences_of
 from toolkit.records import Plot, guess_language, join_sentences
 
@@ -111,7 +111,7 @@ def _cut(plot, sentences, strength, donors, rng):
 
 
 def _pad(plot, sentences, strength, donors, rng):
-    out, flat = sentences[:], fillers(guess_language(plot.text))
+    out, flat = sentences[:], lines("fillers", guess_language(plot.text))
     for _ in range(_some(len(sentences), strength, 5)):
         # half of it says nothing, half says again what was said: both are how weak writers pad
         extra = rng.choice(flat) if rng.random() < 0.5 else rng.choice(sentences)
@@ -123,7 +123,7 @@ def _flat(plot, sentences, strength, donors, rng):
     if not plot.turn:
         return None
     gone = list(plot.turn)[: _some(len(plot.turn), strength, len(plot.turn))]
-    flat = rng.sample(fillers(guess_language(plot.text)), len(gone))
+    flat = rng.sample(lines("fillers", guess_language(plot.text)), len(gone))
     # taken out or talked past, evenly, so that length tells nothing
     keep = rng.random() < 0.5
     return [flat[gone.index(i)] if i in gone else s for i, s in enumerate(sentences) if keep or i not in gone]

@@ -69,6 +69,8 @@ def divpo_pairs(
                 rejected.append(Rejected(premise, chosen.id, other.id, gap, reason))
     kept.sort(key=lambda k: (-k[0], k[1].chosen_id, k[1].rejected_id))
     if max_pairs:
-        rejected += [Rejected(p.premise_id, p.chosen_id, p.rejected_id, p.margin, "budget") for _, p in kept[max_pairs:]]
+        rejected += [
+            Rejected(p.premise_id, p.chosen_id, p.rejected_id, p.margin, "budget") for _, p in kept[max_pairs:]
+        ]
         kept = kept[:max_pairs]
     return [p for _, p in kept], rejected

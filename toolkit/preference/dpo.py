@@ -119,7 +119,12 @@ def train_dpo(
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
     trainer.model.save_pretrained(str(out / "adapter"))
     history = [h for h in trainer.state.log_history if "loss" in h]
-    facts = {"loss_kind": settings.loss, "pairs": len(kept), "too_long": len(rows) - len(kept), "steps": trainer.state.global_step}
+    facts = {
+        "loss_kind": settings.loss,
+        "pairs": len(kept),
+        "too_long": len(rows) - len(kept),
+        "steps": trainer.state.global_step,
+    }
     for name, key in (("loss", "loss"), ("margin", "rewards/margins"), ("accuracy", "rewards/accuracies")):
         facts[name] = [round(float(history[at][key]), 4) for at in (0, -1)]
     return facts

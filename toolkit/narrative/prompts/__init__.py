@@ -28,6 +28,6 @@ def prompt(file: str, language: str = "en", /, **places: str) -> str:
     return "".join(pieces) + text
 
 
-def fillers(language: str = "en") -> list[str]:
-    """Flat sentences that tell nothing, for padding a plot (narrative.damage)."""
-    return _template("fillers", language).splitlines()
+def lines(file: str, language: str = "en") -> list[str]:
+    """The lines of a file that is a list: `fillers` (flat sentences that tell nothing), `angles` (ways to tell a story)."""
+    return _template(file, language).splitlines()

@@ -231,3 +231,15 @@ def test_a_name_like_no_recipe_gets_the_list():
     with pytest.raises(UserError) as error:
         find_recipe("zzz")
     assert all(name in error.value.hint for name in SHIPPED)
+
+
+def test_divpo_on_own_pairs_is_refused_because_nothing_is_left_to_choose(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"pairs\.select: divpo chooses among candidates"):
+        load_recipe("quickstart", [f"pairs.file={tmp_path / 'pairs.jsonl'}", "pairs.select=divpo"])
+
+
+def test_an_unknown_kind_of_deviation_is_refused_with_those_there_are():
+    with pytest.raises(UserError, match="'meaning' is not allowed") as error:
+        load_recipe("quickstart", ["deviation.kinds=[meaning]"])
+    assert "semantic, style, words" in error.value.hint

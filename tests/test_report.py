@@ -140,7 +140,7 @@ def work(tmp_path):
         "passport": {"line": f"Passport of {EVIL}.", "threshold": 0.5, "from": "found"},
         "evaluate": {**facts(EVEN, MOVED), "warnings": [f"{EVIL} of one family"], "panel": panel},
         "pairs": {"pairs": 8, "from": EVIL, "format": "messages", "bad_lines": 0},
-        "dpo": {"pairs": 8, "steps": 2, "too_long": 0, "margin": [0.0, 0.2]},
+        "dpo": {"loss_kind": "dpo", "pairs": 8, "steps": 2, "too_long": 0, "margin": [0.0, 0.2]},
         "export": {
             "gguf": EVIL,
             "adapter": "adapter.gguf",

@@ -329,6 +329,58 @@ def test_with_own_pairs_nothing_is_generated_rated_or_rewarded():
     assert all(set(s.needs) <= set(names) for s in found)
 
 
+def named(**more):
+    base = Recipe(name="mine")
+    return dataclasses.replace(base, **{k: dataclasses.replace(getattr(base, k), **v) for k, v in more.items()})
+
+
+def order(recipe):
+    return [s.name for s in plan(recipe)]
+
+
+@pytest.mark.parametrize("loss", ["dpo", "orpo"])
+def test_a_loss_without_weights_measures_no_deviation(loss):
+    assert "deviation" not in order(named(dpo={"loss": loss}))
+
+
+@pytest.mark.parametrize("loss", ["ddpo", "dorpo"])
+def test_a_weighted_loss_shares_everything_but_its_own_stages_with_plain_dpo(loss):
+    plain, weighted = stage_keys(named()), stage_keys(named(dpo={"loss": loss}))
+    changed = {name for name in weighted if plain.get(name) != weighted[name]}
+    assert changed == {"deviation", "dpo", "export", "evaluate", "report"}
+
+
+def test_divpo_measures_deviation_before_it_chooses_pairs_and_trains_plain_dpo():
+    recipe = named(pairs={"select": "divpo"})
+    assert order(recipe).index("deviation") < order(recipe).index("pairs")
+    assert "deviation" not in next(s for s in plan(recipe) if s.name == "dpo").needs
+
+
+def test_another_floor_redoes_the_deviation_and_what_follows_it():
+    one, two = (stage_keys(named(dpo={"loss": "ddpo"}, deviation={"floor": f})) for f in (0.0, 0.2))
+    assert {name for name in one if one[name] != two[name]} == {"deviation", "dpo", "export", "evaluate", "report"}
+
+
+def test_of_own_pairs_the_deviation_is_measured_after_they_are_read(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("")
+    recipe = named(pairs={"file": str(tmp_path / "pairs.jsonl")}, dpo={"loss": "ddpo"})
+    names = order(recipe)
+    assert names.index("pairs") < names.index("deviation") < names.index("dpo")
+
+
+def test_a_run_stops_after_the_stage_that_is_named_and_goes_on_later(stages, out):
+    assert run_recipe(recipe(), out, until="two") == out / "two"
+    assert stages.called == ["one", "two"]
+    run_recipe(recipe(), out)
+    assert stages.called == ALL
+
+
+def test_a_stage_that_a_run_does_not_have_is_refused_with_those_it_has(stages, out):
+    with pytest.raises(UserError, match="no stage 'four'") as error:
+        run_recipe(recipe(), out, until="four")
+    assert "one, two" in error.value.hint
+
+
 def test_the_report_needs_every_other_stage():
     found = plan(Recipe())
     assert found[-1].needs == tuple(s.name for s in found[:-1])

@@ -86,7 +86,6 @@ REASONS = {
     "margin": "the mean reward differs too little",
     "dimensions": "too few dimensions favour the better one",
     "prompts": "too few of the two assessments (positive, negative) prefer the better one",
-    "deviation": "the good one is the less unusual of the two",
     "length": "one is too much longer than the other",
     "duplicate": "the two say nearly the same",
     "surplus": "enough surer pairs for this premise",

@@ -267,22 +267,47 @@ def _pairs(recipe: Recipe, work) -> list[str]:
         f"<p>{facts['pairs']} pairs kept; the chosen text is the longer one in {_pct(facts['chosen_is_longer'])} of them.</p>"
     )
     out.append(
-        f'<div class="row">{_figure(charts.margins(kept, gone, recipe.pairs.margin), "Margins of all pairs within a premise.")}</div>'
+        f'<div class="row">{_figure(charts.margins(kept, gone, recipe.pairs.margin if recipe.pairs.select == "confident" else None), "Margins of all pairs within a premise.")}</div>'
     )
     out.append(_table(["left out because", "pairs"], [[REASONS[k], str(v)] for k, v in facts["rejected"].items() if v]))
     return out
 
 
+LOSSES = {
+    "dpo": "DPO",
+    "ddpo": "DDPO: each pair counts by how unusual its chosen text is",
+    "orpo": "ORPO",
+    "dorpo": "DORPO: each pair counts by how unusual its chosen text is",
+}
+
+
 def _training(work) -> list[str]:
     facts, metrics = work.card("dpo")["facts"], read_metrics(work.of("dpo"))
-    loss = charts.curves(metrics, {"loss": "loss", "rewards/accuracies": "accuracy"}, "DPO loss and accuracy")
-    margin = charts.curves(metrics, {"rewards/margins": "reward margin (β · nats)"}, "DPO reward margin")
-    return [
-        "<h2>Alignment (DPO)</h2>",
-        f"<p>{facts['pairs']} pairs, {facts['steps']} steps; {facts['too_long']} left out as too long. Before the first update the "
-        f"reward margin is {facts['margin'][0]:.4f}, as it must be: the reference is the model with its adapter off.</p>",
-        f'<div class="row">{_figure(loss, "Loss and share of pairs ordered rightly")}{_figure(margin, "Margin between chosen and rejected")}</div>',
+    kind = facts["loss_kind"]
+    referred = kind in ("dpo", "ddpo")
+    name = kind.upper()
+    loss = charts.curves(metrics, {"loss": "loss", "rewards/accuracies": "accuracy"}, f"{name} loss and accuracy")
+    label = "reward margin (β · nats)" if referred else "difference of log-odds"
+    margin = charts.curves(metrics, {"rewards/margins": label}, f"{name} margin")
+    start = (
+        f" Before the first update the reward margin is {facts['margin'][0]:.4f}, as it must be: the reference is the "
+        "model with its adapter off."
+        if referred
+        else ""
+    )
+    out = [
+        f"<h2>Alignment ({LOSSES[kind]})</h2>",
+        f"<p>{facts['pairs']} pairs, {facts['steps']} steps; {facts['too_long']} left out as too long.{start}</p>",
     ]
+    if weights := facts.get("weights"):
+        out.append(
+            f"<p>The chosen texts weigh {weights['mean']:.2f} on average; {weights['zero']} of them weigh nothing, being the "
+            "least unusual answer to their premise. If the average is below 1 the reward prefers what is usual.</p>"
+        )
+    out.append(
+        f'<div class="row">{_figure(loss, "Loss and share of pairs ordered rightly")}{_figure(margin, "Margin between chosen and rejected")}</div>'
+    )
+    return out
 
 
 def _export(work) -> list[str]:

@@ -55,8 +55,6 @@ def divpo_pairs(
                     reason = "surplus"
                 elif gap <= 0:
                     reason = "margin"
-                elif rank[chosen.id] < rank[other.id]:
-                    reason = "deviation"
                 elif sizes[1] > length_ratio * sizes[0]:
                     reason = "length"
                 elif overlap(chosen.text, other.text) > 0.8:

@@ -43,8 +43,10 @@ def hashes(run: Path) -> dict[str, str]:
 
 def start(recipe: list[str], out: Path, env=None) -> subprocess.Popen:
     command = [sys.executable, "-m", "toolkit", "run", "quickstart", "--out", str(out), "--debug"]
-    for text in recipe:
+    options = recipe[recipe.index("--until") :] if "--until" in recipe else []
+    for text in recipe[: len(recipe) - len(options)]:
         command += ["--set", text]
+    command += options
     log = (out.parent / f"{out.name}.log").open("a")
     return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(env or {})}, start_new_session=True)
 
@@ -123,6 +125,39 @@ def test_another_beta_reuses_everything_before_dpo(whole, recipe):
     assert (
         hashes(out)["dpo/adapter/adapter_model.safetensors"] != hashes(whole)["dpo/adapter/adapter_model.safetensors"]
     )
+
+
+def test_a_weighted_run_takes_all_it_can_from_the_plain_one_and_trains_something_else(whole, recipe):
+    out = whole.parent / "weighted"
+    finish(start([*recipe, "dpo.loss=ddpo"], out), out)
+    for stage in ("candidates", "ratings", "reward", "pairs"):
+        assert (out / stage / "stage.json").samefile(whole / stage / "stage.json")
+    rows = [json.loads(line) for line in (out / "deviation" / "deviation.jsonl").read_text().splitlines()]
+    assert {r["id"] for r in rows} >= {json.loads(p)["chosen_id"] for p in (out / "pairs" / "pairs.jsonl").open()}
+    assert (
+        hashes(out)["dpo/adapter/adapter_model.safetensors"] != hashes(whole)["dpo/adapter/adapter_model.safetensors"]
+    )
+    assert "least unusual answer" in (out / "report" / "report.html").read_text()
+
+
+def test_divpo_takes_the_reward_model_from_the_plain_run_and_the_deviation_from_the_weighted_one(whole, recipe):
+    out = whole.parent / "divpo"
+    finish(start([*recipe, "pairs.select=divpo", "--until", "dpo"], out), out)
+    assert (out / "reward" / "stage.json").samefile(whole / "reward" / "stage.json")
+    assert (out / "deviation" / "stage.json").samefile(whole.parent / "weighted" / "deviation" / "stage.json")
+    assert json.loads((out / "dpo" / "stage.json").read_text())["facts"]["loss_kind"] == "dpo"
+
+
+def test_own_pairs_are_weighted_by_the_answers_they_hold(recipe, tmp_path):
+    texts = ["Ama dug until it bled.", "So, it went on, as it does!", "Nobody came; the cook ate alone?", "He slept."]
+    pairs = [{"prompt": "Write.", "chosen": a, "rejected": b} for a, b in (texts[:2], texts[2:])]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+    out = tmp_path / "mine"
+    finish(start([*recipe, f"pairs.file={tmp_path / 'mine.jsonl'}", "dpo.loss=dorpo", "--until", "dpo"], out), out)
+    weights = [json.loads(line)["weight"] for line in (out / "deviation" / "deviation.jsonl").read_text().splitlines()]
+    assert len(weights) == 4
+    assert min(weights) == 0
+    assert sum(weights) == pytest.approx(4)
 
 
 def test_killed_in_several_stages_the_run_ends_with_the_same_artefacts(whole, recipe, tmp_path):

@@ -21,7 +21,7 @@ them then some could him about now only its over after also other these my me wh
 before through where how because while though still until never again down off yet too any each every both
 once perhaps however finally suddenly
 """
-_WORDS = {
+FUNCTION_WORDS = {
     "en": _ENGLISH.split(),
     "zh": list(
         "的了是在不一我他她它们这那就也都和与而却但又还才再把被让给从到对向为以于之其所将会能要可只如若因虽便即着过吗呢吧啊"
@@ -40,10 +40,10 @@ def style_vectors(texts: list[str]) -> np.ndarray:
 
     English and Chinese habits stand in different columns, so that texts of two languages are at distance 1.
     """
-    rows = np.zeros((len(texts), sum(len(_mean_and_spread(language)[0]) for language in _WORDS)))
+    rows = np.zeros((len(texts), sum(len(_mean_and_spread(language)[0]) for language in FUNCTION_WORDS)))
     for i, text in enumerate(texts):
         start = 0
-        for language in _WORDS:
+        for language in FUNCTION_WORDS:
             mean, spread = _mean_and_spread(language)
             if language == guess_language(text):
                 rows[i, start : start + len(mean)] = np.clip((_habits(text, language) - mean) / spread, -4, 4)
@@ -57,7 +57,7 @@ def _habits(text: str, language: str) -> np.ndarray:
         text = text.translate(_SAME)
     units = list(re.sub(r"\W", "", text)) if language == "zh" else re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower())
     size = max(1, len(units))
-    counts = {u: 0 for u in _WORDS[language]}
+    counts = {u: 0 for u in FUNCTION_WORDS[language]}
     for u in units:
         if u in counts:
             counts[u] += 1
@@ -81,6 +81,6 @@ def _habits(text: str, language: str) -> np.ndarray:
 def _mean_and_spread(language: str) -> tuple[np.ndarray, np.ndarray]:
     """What is usual in the shipped plots; no spread is taken below a tenth of a word in a hundred."""
     plots = [json.loads(line)["sentences"] for line in _PLOTS.read_text(encoding="utf-8").splitlines()]
-    texts = ["".join(s) if guess_language(s[0]) == "zh" else " ".join(s) for s in plots]
+    texts = [t for t in ("".join(s) if guess_language(s[0]) == "zh" else " ".join(s) for s in plots)]
     rows = np.stack([_habits(t, language) for t in texts if guess_language(t) == language])
     return rows.mean(0), np.maximum(rows.std(0), 0.1)

@@ -16,7 +16,7 @@ FLOORS = [
     ("stages", "rater"),
     ("runner",),
     ("api",),
-    ("cli", "cli_judging", "demo"),
+    ("cli", "cli_judging", "cli_diversity", "demo"),
     ("__init__", "__main__"),
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

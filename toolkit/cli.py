@@ -7,7 +7,7 @@ import random
 import sys
 from pathlib import Path
 
-from toolkit import cli_judging
+from toolkit import cli_diversity, cli_judging
 from toolkit.errors import FablesmithError, UserError
 
 EXAMPLES = {
@@ -16,6 +16,7 @@ EXAMPLES = {
     "write": 'fablesmith write "A lighthouse keeper learns what the light keeps away." -n 3 --seed 1\n'
     '  fablesmith write "A lighthouse keeper learns what the light keeps away." --model runs/quickstart',
     **cli_judging.EXAMPLES,
+    **cli_diversity.EXAMPLES,
 }
 MODEL_HELP = "embedded, a .gguf file, a run folder, an http address, a folder or hub id (default: embedded)"
 
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true", help="one JSON line a plot")
 
     cli_judging.add_verbs(verb)
+    cli_diversity.add_verbs(verb)
     return top
 
 
@@ -190,4 +192,4 @@ def _heading(i: int, n: int) -> None:
         print(f"── {i + 1} of {n} " + "─" * 40)
 
 
-_VERBS = {"run": _run, "recipes": _recipes, "write": _write, **cli_judging.VERBS}
+_VERBS = {"run": _run, "recipes": _recipes, "write": _write, **cli_judging.VERBS, **cli_diversity.VERBS}

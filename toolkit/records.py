@@ -186,7 +186,18 @@ def read_premises(path: Path, skip_bad_lines: bool = False) -> Imported:
 
 
 def read_plots(path: Path, skip_bad_lines: bool = False) -> Imported:
-    """Plots from any known format: the text, or the last answer in each conversation (the chosen one of a pair)."""
+    """Plots from any known format: the text, or the last answer in each conversation (the chosen one of a pair).
+
+    A text without an id gets one of its own words; the same words again, which a writer may well give twice, another.
+    """
+    times: dict[str, int] = {}
+
+    def own_id(row: dict, text: str) -> str:
+        if row.get("id"):
+            return str(row["id"])
+        id = text_id(text)
+        times[id] = times.get(id, 0) + 1
+        return id if times[id] == 1 else f"{id}-{times[id]}"
 
     def make(kind: str, row: dict) -> Plot:
         if kind == "ours":
@@ -198,12 +209,13 @@ def read_plots(path: Path, skip_bad_lines: bool = False) -> Imported:
             extra = {k: tuple(row[k]) for k in ("turn", "characters") if row.get(k)}
             if any(not isinstance(i, int) or not 0 <= i < len(sentences) for i in extra.get("turn", ())):
                 raise ValueError("`turn` must list indices of `sentences`")
+            row = {"premise_id": row.get("group"), "origin": row.get("system"), **row}  # as files of ratings call them
             named = {k: str(row[k]) for k in ("premise_id", "premise", "origin") if row.get(k)}
-            return Plot(id=str(row.get("id") or text_id(text)), text=text, sentences=tuple(sentences), **named, **extra)
+            return Plot(id=own_id(row, text), text=text, sentences=tuple(sentences), **named, **extra)
         premise, answer = _turns(kind, row)[:2]
         if answer is None:
             raise ValueError("no answer: this is no plot")
-        return Plot(id=str(row.get("id") or text_id(answer)), text=answer, premise=premise)
+        return Plot(id=own_id(row, answer), text=answer, premise=premise)
 
     return _import(path, make, skip_bad_lines)
 

@@ -258,6 +258,30 @@ def pairwise(figures: dict) -> str:
     return _svg(figure, "Points won by each writer against each other one")
 
 
+def dots(rows: dict[str, list], names: list[str], label: str, title: str) -> str:
+    """One row a measure, in it a dot with its 95 % interval for each name; [value, low, high], None where there is none."""
+    figure, axes = _figure(6.0, 0.9 + (0.26 + 0.14 * len(names)) * len(rows))
+    colours = (BASE, ALIGNED, "#3b7ea1", "#7a9a3c", "#9467a8", INK)
+    for y, found in enumerate(rows.values()):
+        for i, (value, low, high) in enumerate(found):
+            if value is None:
+                continue
+            place, colour = y + 0.6 * ((i + 0.5) / len(names) - 0.5), colours[i % len(colours)]
+            if low is not None:
+                axes.plot([low, high], [place, place], color=colour, linewidth=2, alpha=0.6)
+            axes.plot(value, place, "o", color=colour, markersize=5)
+    for i, name in enumerate(names):
+        axes.plot([], [], "o", color=colours[i % len(colours)], label=_plain(name))
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(left=min(0, axes.get_xlim()[0]), right=max(1, axes.get_xlim()[1]))
+    axes.grid(axis="x", color=QUIET, linewidth=0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(label)
+    axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    return _svg(figure, title)
+
+
 def _plain(name: str) -> str:
     """A name as it is: matplotlib would read what stands between two dollar signs as mathematics."""
     return name.replace("$", r"\$")

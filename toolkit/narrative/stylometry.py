@@ -14,7 +14,7 @@ import numpy as np
 from toolkit.narrative.writing import sentences_of
 from toolkit.records import guess_language
 
-_WORDS = {
+FUNCTION_WORDS = {
     "en": (
         "the of and to a in that it is was i for on you he be with as by at have are this not but had his they from she "
         "which or we an there her were one do been all their has would will what if can when so no out up into than "
@@ -22,7 +22,9 @@ _WORDS = {
         "before through where how because while though still until never again down off yet too any each every both "
         "once perhaps however finally suddenly"
     ).split(),
-    "zh": list("的了是在不一我他她它们这那就也都和与而却但又还才再把被让给从到对向为以于之其所将会能要可只如若因虽便即着过吗呢吧啊"),
+    "zh": list(
+        "的了是在不一我他她它们这那就也都和与而却但又还才再把被让给从到对向为以于之其所将会能要可只如若因虽便即着过吗呢吧啊"
+    ),
 }
 _MARKS = {
     "en": [",", ".", ";", ":", "!", "?", "—", "-", "'", '"', "(", "…"],
@@ -37,12 +39,12 @@ def style_vectors(texts: list[str]) -> np.ndarray:
 
     English and Chinese habits stand in different columns, so that texts of two languages are at distance 1.
     """
-    rows = np.zeros((len(texts), sum(len(_mean_and_spread(language)[0]) for language in _WORDS)))
+    rows = np.zeros((len(texts), sum(len(_mean_and_spread(language)[0]) for language in FUNCTION_WORDS)))
     for i, text in enumerate(texts):
         start = 0
-        for language in _WORDS:
+        for language in FUNCTION_WORDS:
             mean, spread = _mean_and_spread(language)
-            if language == (guess_language(text) if guess_language(text) in _WORDS else "en"):
+            if language == (guess_language(text) if guess_language(text) in FUNCTION_WORDS else "en"):
                 rows[i, start : start + len(mean)] = np.clip((_habits(text, language) - mean) / spread, -4, 4)
             start += len(mean)
     return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
@@ -54,7 +56,7 @@ def _habits(text: str, language: str) -> np.ndarray:
         text = text.translate(_SAME)
     units = list(re.sub(r"\W", "", text)) if language == "zh" else re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower())
     size = max(1, len(units))
-    counts = {u: 0 for u in _WORDS[language]}
+    counts = {u: 0 for u in FUNCTION_WORDS[language]}
     for u in units:
         if u in counts:
             counts[u] += 1

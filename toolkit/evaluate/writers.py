@@ -23,6 +23,7 @@ def write(
     settings: list[tuple[dict, Sampling]],
     path: Path,
     at_once: int,
+    shown: str = "",
 ) -> None:
     """All texts of one writer, added to `path`: for each setting and premise `n` rows of Plot's fields, k and error.
 
@@ -34,6 +35,7 @@ def write(
         settings: (what is put into the texts' `sampling`, how they are drawn); the first is the texts' identity
             beside premise, k and origin.
         at_once: texts asked for in one call, at least those of one premise.
+        shown: beside the progress bar, where the name is not for people.
 
     Raises EngineDown when the writer is gone; what was written before is kept.
     """
@@ -47,7 +49,7 @@ def write(
     if not wanted:
         return
     engine = open_writer()
-    progress = bar(total=n * sum(len(unit) for _, _, unit in wanted), desc=name, unit="text")
+    progress = bar(total=n * sum(len(unit) for _, _, unit in wanted), desc=shown or name, unit="text")
     try:
         for told, sampling, unit in wanted:
             answered = zip(unit, answers(engine, unit, n, sampling), strict=True)

@@ -132,6 +132,7 @@ def _writers(args, families: dict[str, str]) -> dict[str, dict[str, Callable]]:
         return engine
 
     writers: dict[str, dict[str, Callable]] = {}
+    known: dict[str, str] = {}
     for given in args.writers:
         name, equals, spec = given.partition("=")
         if not equals or Path(given).exists():  # a path may hold an equals sign
@@ -144,11 +145,12 @@ def _writers(args, families: dict[str, str]) -> dict[str, dict[str, Callable]]:
         check_engine(model, adapter)
         weights = writer_weights(model) + (f"+{digest([Path(adapter)])}" if adapter else "")
         identity = weights if weights == spec else f"{Path(spec).name} {weights}"
-        members = writers.setdefault(name, {})
-        if identity in members:
+        if weights in known:
             raise UserError(
-                f"{name} is given the same weights twice ({spec})", "name each once; seeds of one method differ"
+                f"{given} and {known[weights]} are the same weights: they write the same texts", "name each model once"
             )
+        known[weights] = given
+        members = writers.setdefault(name, {})
         members[identity] = lambda n=name, m=model, a=adapter: opening(n, m, a)
     return writers
 

@@ -2,6 +2,7 @@
 
 HEADS = {"semantic": "semantic", "style": "style", "vendi": "Vendi/n", "distinct_2": "distinct-2", "self_bleu": "self-BLEU", "words": "words"}  # fmt: skip
 LEAST, FEW = 6, 10  # premises: under the first there are no intervals, under the second they are too narrow
+FEW_SEEDS = 5
 SELECTION = 0.02  # share of texts without a rating above which the mean is of a selection
 
 
@@ -12,11 +13,13 @@ def lines(figures: dict) -> list[str]:
         said += [_difference(row, figures, rater) for rater in raters or [""]]
         said += [_equal_quality(row["writer"], figures, rater) for rater in raters]
     for rater in raters:
-        on = [f"{p['writer']} at {_setting(p, figures)}" for p in figures["points"] if p["frontier"][f"{rater}/semantic"][0]]  # fmt: skip
-        if len(figures["points"]) > 1:
-            said.append(
-                f"No point beats these in both {_star(rater, figures)} and semantic diversity: {'; '.join(on)}."
-            )
+        on: dict[str, list[str]] = {}
+        for p in figures["points"]:
+            if p["frontier"][f"{rater}/semantic"][0]:
+                on.setdefault(p["writer"], []).append(_setting(p, figures))
+        if on and len(figures["points"]) > 1:
+            listed = "; ".join(f"{name} at {', '.join(settings)}" for name, settings in on.items())
+            said.append(f"No point beats these in both {_star(rater, figures)} and semantic diversity: {listed}.")
     said += [f"* {caution}." for caution in figures["cautions"].values() if caution]
     for name, reasons in figures["no_text"].items():
         said += [f"{name} gave no text {n} times: {why}." for why, n in reasons.items()]
@@ -30,6 +33,8 @@ def lines(figures: dict) -> list[str]:
         said.append(f"{figures['premises']} premise{'s' * (figures['premises'] > 1)}: {no}; take this for a try.")
     if alone := [name for name, ids in figures["writers"].items() if len(ids) == 1]:
         said.append(f"No interval knows what training again with another seed would change: one model of {', '.join(alone)}.")  # fmt: skip
+    if few := [f"{name} {len(ids)}" for name, ids in figures["writers"].items() if 1 < len(ids) < FEW_SEEDS]:
+        said.append(f"Few seeds ({', '.join(few)}): the part of the intervals that is theirs is too narrow.")
     terms = f"{figures['count']} texts a premise at a time"
     said.append(f"Style, distinct-2 and self-BLEU are of the first {figures['words']} words of each text, {terms}.")
     return said
@@ -49,9 +54,9 @@ def _difference(row: dict, figures: dict, rater: str) -> str:
         elif low is None:
             text += f", {_span(f[rater], 2)} {by}"
         elif _settled(f[rater]):
-            text += f" {'with a gain' if low > 0 else 'at a loss'} {by} ({_span(f[rater], 2)})"
+            text += f" {'with a gain' if low > 0 else 'at a loss'} {by} ({_span(f[rater], 2, ', ')})"
         else:
-            text += f" at no measurable {'loss' if value < 0 else 'change'} {by} ({_span(f[rater], 2)})"
+            text += f" at no measurable {'loss' if value < 0 else 'change'} {by} ({_span(f[rater], 2, ', ')})"
     text += f", mean of {row['settings']} sampling settings" if row["settings"] > 1 else ""
     if _settled(f["words"]):
         longer = "longer" if f["words"][0] > 0 else "shorter"
@@ -64,11 +69,16 @@ def _equal_quality(name: str, figures: dict, rater: str) -> str:
     if len({p["temperature"] for p in figures["points"] if p["writer"] == first}) < 2:
         return f"{by}: {first} has one temperature and draws no curve; --temperatures gives it more."
     found = [(r, r["figures"][f"{rater}/semantic"]) for r in figures["above"] if r["writer"] == name]
-    inside = [f"{_span(x, 3)}{_doubt(x)} at {_setting(r, figures)}" for r, x in found if x is not None]
+    end = " (no interval, too near the curve's end)" if figures["premises"] >= LEAST else ""
+    inside = [
+        f"{_span(x, 3)}{_doubt(x)} at {_setting(r, figures)}{end if x[1] is None else ''}"
+        for r, x in found
+        if x is not None
+    ]
     if not inside:
         return f"{by}: none of its points lies within the quality that {first}'s temperature curve covers."
     outside = f"; {len(found) - len(inside)} of {len(found)} points outside it" if len(inside) < len(found) else ""
-    return f"{by}, above {first}'s temperature curve: semantic diversity {'; '.join(inside)}{outside}."
+    return f"{by}, against {first}'s temperature curve: semantic diversity {'; '.join(inside)}{outside}."
 
 
 def _settled(found: list) -> bool:
@@ -80,11 +90,13 @@ def _doubt(found: list) -> str:
     return " (not settled)" if found[1] is not None and not _settled(found) else ""
 
 
-def _span(found: list, digits: int) -> str:
+def _span(found: list, digits: int, between: str = "") -> str:
+    """ "+0.03 (+0.01 to +0.05)", or with `between` in place of the brackets."""
     value, low, high = found
     if value is None:
         return "unknown"
-    return f"{value:+.{digits}f}" + (f" ({low:+.{digits}f} to {high:+.{digits}f})" if low is not None else "")
+    span = f"{low:+.{digits}f} to {high:+.{digits}f}" if low is not None else ""
+    return f"{value:+.{digits}f}" + (f"{between}{span}" if between else f" ({span})") * bool(span)
 
 
 def _setting(row: dict, figures: dict) -> str:

@@ -151,7 +151,7 @@ def premise_values(
     pieces = [q for texts in quarters.values() for four in texts for q in four]
     vectors = embed(asked + pieces, semantic)  # in one call: a model is loaded once
     meaning = _split(vectors[: len(asked)], whole) if asked else {}
-    fours = vectors[len(asked) :].reshape(-1, SEGMENTS, vectors.shape[1])
+    fours = vectors[len(asked) :].reshape(-1, SEGMENTS, vectors.shape[1]) if pieces else None
     shapes = _split(fours, quarters) if pieces else {}
     styles = _split(embed([t for texts in cut.values() for t in texts], style), cut) if "style" in chosen else {}
     for p, texts in whole.items():

@@ -12,6 +12,7 @@ _NO_NAMES = {  # capitals that name nobody
     *"january february march april may june july august september october november december".split(),
     *"monday tuesday wednesday thursday friday saturday sunday christmas easter halloween".split(),
     *"mr mrs ms dr st prof capt sir madam lord lady king queen prince princess captain doctor professor inspector".split(),
+    *"miss madame reverend sister brother mama papa north south east west".split(),
     *"detective sergeant father mother mom dad mum grandma grandpa grandmother grandfather aunt uncle god".split(),
     *"chapter act scene title part english french german spanish chinese american british".split(),
     *"your yours our ours us myself himself herself itself themselves whose why oh yes okay well".split(),

@@ -38,6 +38,8 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p.add_argument("--reward", type=Path, metavar="RUN", help="quality is the mean rating by this run's reward model")
     p.add_argument("--judge", help="quality is the mean rating by this judge; with --reward both are shown")
     p.add_argument("--diversity-only", action="store_true", help="no quality")
+    p.add_argument("--semantic", default="minilm", metavar="MODEL", help=_SEMANTIC)
+    p.add_argument("--style", default="stylometry", metavar="MODEL", help=_STYLE)
     p.add_argument("--on", choices=["auto", "cpu", "gpu"], default="auto", help="where GGUF writers and judges run")
     p.add_argument("--seed", type=int, default=0, help="of the texts")
     p.add_argument("--out", type=Path, default=Path("runs/frontier"), help="folder (default: runs/frontier); the same command goes on from it, one with more writers or temperatures reuses it")  # fmt: skip
@@ -99,6 +101,8 @@ def frontier(args) -> None:
         grid=grid,
         sampling=Sampling(repeat_penalty=1.05, max_tokens=args.max_tokens, seed=args.seed),
         samples=args.samples,
+        semantic=args.semantic,
+        style=args.style,
     )
     print(json.dumps(figures, ensure_ascii=False) if args.json else table(figures))
     if "judge" in raters:

@@ -367,6 +367,14 @@ def test_a_premise_with_one_text_counts_for_quality_and_not_for_diversity(tmp_pa
     assert b["reward"][0] != point(whole, "b")["figures"]["reward"][0]
 
 
+def test_texts_too_short_for_the_measures_of_equal_length_are_said(tmp_path, monkeypatch):
+    whole = Writer.text
+    monkeypatch.setattr(Writer, "text", lambda *asked: " ".join(whole(*asked).split()[:12]) + ".")
+    found = chart(tmp_path, names=("a",))
+    assert point(found, "a")["figures"]["style"] == [None] * 3
+    assert "Too few texts of a have 30 words: no figure where length counts." in found["lines"]
+
+
 def test_texts_without_a_rating_are_counted_and_said(tmp_path):
     found = chart(tmp_path, ratings=Ratings(none_for="storm"))
     n = sum("storm" in r["text"] for r in read_jsonl(tmp_path / "plots.jsonl"))
@@ -410,7 +418,7 @@ def said(quality, semantic, words=(0.0, None, None), premises=30, above=None, se
     figures = {
         "first": "dpo", "premises": premises, "words": 40, "count": 4, "cautions": {"reward": caution}, "no_text": {},
         "unrated": {"reward": 0}, "settings": {"samples": 8}, "writers": {"dpo": ["1", "2"], "ddpo": ["3", "4"]},
-        "points": [{"writer": "dpo", "temperature": t, "min_p": 0.05, "seeds": 2, "frontier": {"reward/semantic": [t < 1, 1.0]}} for t in (0.6, 1.0)],
+        "points": [{"writer": "dpo", "temperature": t, "min_p": 0.05, "seeds": 2, "frontier": {"reward/semantic": [t < 1, 1.0]}, "figures": flat} for t in (0.6, 1.0)],
         "over": [{"writer": "ddpo", "settings": settings, "figures": flat}],
         "above": [{"writer": "ddpo", "temperature": 0.6, "min_p": 0.05, "figures": {"reward/semantic": above}}],
     }  # fmt: skip

@@ -35,6 +35,13 @@ def lines(figures: dict) -> list[str]:
         said.append(f"No interval knows what training again with another seed would change: one model of {', '.join(alone)}.")  # fmt: skip
     if few := [f"{name} {len(ids)}" for name, ids in figures["writers"].items() if 1 < len(ids) < FEW_SEEDS]:
         said.append(f"Few seeds ({', '.join(few)}): the part of the intervals that is theirs is too narrow.")
+    short = {
+        p["writer"]: 0 for p in figures["points"] if p["figures"]["style"][0] is None and p["figures"]["semantic"][0]
+    }
+    if short:
+        said.append(
+            f"Too few texts of {', '.join(short)} have {figures['words']} words: no figure where length counts."
+        )
     terms = f"{figures['count']} texts a premise at a time"
     said.append(f"Style, distinct-2 and self-BLEU are of the first {figures['words']} words of each text, {terms}.")
     return said

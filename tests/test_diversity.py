@@ -1,6 +1,7 @@
 """How different texts of one premise are: each measure by hand, equal terms, names, the verb."""
 
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -479,3 +480,9 @@ def test_chinese_texts_have_every_measure_but_names():
     assert all(row["measures"][m]["value"][0] is not None for m in MEASURES)
     assert row["names"]["index"][0] is None
     assert min(len(t) for t in texts) > LEAST_WORDS
+
+
+def test_the_docs_define_every_measure():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "diversity.md").read_text(encoding="utf-8")
+    for key in set(MEASURES) - {"distinct_2", "distinct_3"}:  # the row of distinct_1 … _3
+        assert f"`{key}`" in text, key

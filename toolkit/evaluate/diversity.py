@@ -337,7 +337,7 @@ def sentence(figures: dict) -> str:
     """What the figures say, in plain words that claim no more than they do."""
     first = next(name for name, row in figures["writers"].items() if row["premises"])
     if not figures["differences"]:
-        return _of_one(first, figures["writers"][first])
+        return _of_one(first, figures["writers"][first], figures["semantic"])
     parts = []
     for name, found in figures["differences"].items():
         compared = max(found[m]["premises"] for m in MEASURES)
@@ -364,10 +364,13 @@ def sentence(figures: dict) -> str:
     return "\n".join(parts)
 
 
-def _of_one(name: str, row: dict) -> str:
+def _of_one(name: str, row: dict, semantic: str) -> str:
+    scale = "0: the same"
+    if semantic == "minilm" and row["names"]["texts"]:  # measured (docs/diversity.md), on English texts
+        scale += "; plots of different premises: about 0.7"
     apart, opened = (row["measures"][m]["value"][0] for m in ("semantic", "openings"))
     text = (
-        f"Two texts of {name} that answer one premise are {apart:.2f} apart in meaning (0: the same, 1: unrelated), and "
+        f"Two texts of {name} that answer one premise are {apart:.2f} apart in meaning ({scale}), and "
         f"{100 * opened:.0f} % of such pairs begin alike."
     )
     names = row["names"]
@@ -430,7 +433,7 @@ def _counts(row: dict, figures: dict) -> str:
         return f"left out, no premise with two texts ({row['single']} with one)"
     low, high = row["per_premise"]
     each = f"{low if low == high else f'{low} to {high}'} for each of {row['premises']} premises"
-    out = [f"{row['texts']} texts, {each if row['premises'] > 1 else 'of one premise'}"]
+    out = [f"{row['texts']} texts" + (f", {each}" if row["premises"] > 1 else " of one premise")]
     if high > figures["count"]:
         out.append(f"{figures['count']} of a premise at a time, averaged over draws")
     if row["single"]:

@@ -104,7 +104,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         _complain(
-            "interrupted", "what was made is kept; the same command goes on from there" if args.verb == "run" else ""
+            "interrupted",
+            "what was made is kept; the same command goes on from there" if args.verb in ("run", "frontier") else "",
         )
         return 130
     except BrokenPipeError:  # `fablesmith write … | head`

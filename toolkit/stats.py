@@ -14,7 +14,7 @@ def bootstrap(values, statistic: Callable = np.mean, seed: int = 0, draws: int =
         return (float(statistic(values)) if len(values) else float("nan"), float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
     drawn = [statistic(values[rng.integers(0, len(values), len(values))]) for _ in range(draws)]
-    return float(statistic(values)), *_middle(drawn)
+    return float(statistic(values)), *middle(drawn)
 
 
 def cluster_bootstrap(groups: list[np.ndarray], statistic: Callable = np.mean, seed: int = 0, draws: int = DRAWS):
@@ -25,10 +25,10 @@ def cluster_bootstrap(groups: list[np.ndarray], statistic: Callable = np.mean, s
     drawn = [
         statistic(np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])) for _ in range(draws)
     ]
-    return float(statistic(np.concatenate(groups))), *_middle(drawn)
+    return float(statistic(np.concatenate(groups))), *middle(drawn)
 
 
-def _middle(drawn) -> tuple[float, float]:
+def middle(drawn) -> tuple[float, float]:
     """The middle 95 % of the draws in which the statistic exists."""
     known = np.asarray(drawn)[~np.isnan(drawn)]
     low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)

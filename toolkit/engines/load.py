@@ -53,6 +53,27 @@ def load_engine(spec: str | Path, *, n_ctx: int = 4096, lora: str | Path | None 
     return TransformersEngine(weights, load_tokenizer(model), name=f"transformers:{text}")
 
 
+def check_engine(spec: str | Path, lora: str | Path | None = None) -> None:
+    """Raises UserError, as `load_engine` would, where nothing stands behind `spec` or the adapter; opens nothing.
+
+    For work with several engines, which should not fail at the third one. What a hub or a server holds is not asked.
+    """
+    from toolkit.engines.llama import check_gguf
+    from toolkit.models.resolve import exported_gguf, resolve
+
+    text = str(spec)
+    files = [exported_gguf(Path(text)) or (Path(text) if text.endswith(".gguf") else None), lora and Path(lora)]
+    for file in filter(None, files):
+        check_gguf(file)
+    if files[0] is None and not text.startswith(("http://", "https://")):
+        if text != "embedded" and _is_name(text):
+            from toolkit.models.catalogue import entry
+
+            entry(text)
+        else:
+            resolve(text)
+
+
 def _is_name(text: str) -> bool:
     return "/" not in text and "\\" not in text and text[:1] not in ("", ".", "~") and not Path(text).exists()
 

@@ -7,6 +7,8 @@ import numpy as np
 from toolkit.narrative.dimensions import DIMENSIONS, SCALE
 
 INK, BASE, ALIGNED, QUIET = "#6b7280", "#8a94a6", "#d9730d", "#c9ced6"
+MANY = (BASE, ALIGNED, "#3b7ea1", "#3f9a63", "#b0569e", "#7a6fd0", "#d0524f", "#a8862a", "#39a0a0", "#96705b")
+MARKS = "osD^vPX<>p"  # beside the colours, for those who tell few of them apart
 
 
 def _figure(width: float, height: float, polar: bool = False):
@@ -280,6 +282,60 @@ def dots(rows: dict[str, list], names: list[str], label: str, title: str) -> str
     axes.set_xlabel(label)
     axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return _svg(figure, title)
+
+
+def frontier(figures: dict) -> str:
+    """Diversity against quality: a writer's settings joined in order of temperature, crosses of 95 % intervals, the
+    points that no other beats ringed. A panel for meaning, one for style, and a row of them for each rater; without a
+    rater the temperature stands in quality's place.
+    """
+    from matplotlib.lines import Line2D
+
+    raters = list(figures["cautions"]) or [""]
+    figure, axes = _figure(9.2, 3.9 * len(raters))
+    axes.remove()
+    looks = {n: (MANY[i % len(MANY)], MARKS[i % len(MARKS)], i % 2) for i, n in enumerate(figures["writers"])}
+    min_ps = sorted({p["min_p"] for p in figures["points"]})
+    for row, rater in zip(figure.subplots(len(raters), 2, squeeze=False), raters, strict=True):
+        for axes, (measure, label) in zip(row, {"semantic": "meaning", "style": "style"}.items(), strict=True):
+            axes.patch.set_alpha(0)
+            axes.grid(color=INK, linewidth=0.5, alpha=0.25)
+            axes.margins(0.12)
+            for name, look in looks.items():
+                for min_p in min_ps:
+                    mine = [p for p in figures["points"] if p["writer"] == name and p["min_p"] == min_p]
+                    _curve(axes, sorted(mine, key=lambda p: p["temperature"]), rater, measure, *look, len(min_ps) > 1)
+            star = "*" if rater and figures["cautions"][rater] else ""
+            axes.set_xlabel(f"quality: mean rating by {rater}{star}, 1 … 10" if rater else "temperature")
+            axes.set_ylabel(f"diversity of {label}: mean cosine distance")
+    handles = [Line2D([], [], color=c, marker=m, label=_plain(name)) for name, (c, m, _) in looks.items()]
+    if raters != [""]:
+        ring = {"marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgecolor": INK, "linewidth": 0}
+        handles.append(Line2D([], [], **ring, label="on the frontier"))
+    figure.tight_layout()
+    figure.legend(handles=handles, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 0.98))
+    for i, why in enumerate(filter(None, figures["cautions"].values())):
+        figure.text(0.01, -0.02 - 0.03 * i, _plain(f"* {why}"), fontsize=7, va="top")
+    return _svg(figure, "Quality against diversity of each writer at each sampling setting")
+
+
+def _curve(axes, points: list[dict], rater: str, measure: str, colour: str, mark: str, below: bool, both: bool) -> None:
+    """One writer's points at one min_p, in order of temperature; labels above or below them, with min_p where `both`."""
+    spots = [
+        (p["figures"][rater] if rater else [p["temperature"], None, None], p["figures"][measure], p) for p in points
+    ]
+    spots = [spot for spot in spots if spot[0][0] is not None and spot[1][0] is not None]
+    axes.plot([x[0] for x, _, _ in spots], [y[0] for _, y, _ in spots], color=colour, linewidth=1.3, marker=mark, markersize=5)  # fmt: skip
+    for (x, *wide), (y, *high), p in spots:
+        if wide[0] is not None:
+            axes.plot(wide, [y, y], color=colour, linewidth=0.9, alpha=0.45)
+        if high[0] is not None:
+            axes.plot([x, x], high, color=colour, linewidth=0.9, alpha=0.45)
+        if p["frontier"].get(f"{rater}/{measure}", [False])[0]:
+            axes.plot(x, y, "o", markersize=12, markerfacecolor="none", markeredgecolor=INK)
+        told = f"{p['temperature']:g}" + (f"/{p['min_p']:g}" if both else "")
+        place = {"xytext": (7, -6), "va": "top"} if below else {"xytext": (7, 5)}
+        axes.annotate(told, (x, y), **place, textcoords="offset points", fontsize=7, color=colour, zorder=5)
 
 
 def _plain(name: str) -> str:

@@ -8,21 +8,20 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from toolkit.engines.base import Engine, Sampling
-from toolkit.errors import EngineDown, UserError
+from toolkit.errors import UserError
 from toolkit.evaluate import bradley_terry as bt
 from toolkit.evaluate import charts
 from toolkit.evaluate.judge import Judge, Verdict
 from toolkit.evaluate.ranking import Texts, results_of, summarise
+from toolkit.evaluate.writers import check_premises, claim, save, write
 from toolkit.narrative.dimensions import KEYS
-from toolkit.narrative.writing import whole_sentences, write_prompt
-from toolkit.progress import bar, batched
+from toolkit.progress import bar
 from toolkit.records import Plot, Premise, append_jsonl, build, dump, read_jsonl
 
 
@@ -70,17 +69,17 @@ def tournament(
         "seed": seed,
         "about": about or {},
     }
-    _claim(out, settings)
+    claim(out / "tournament.json", settings, "tournament")
     for name, open_writer in writers.items():
-        _write(name, open_writer, premises, per_premise, sampling, out / "plots.jsonl")
+        write(name, open_writer, premises, per_premise, [({}, sampling)], out / "plots.jsonl", at_once=12)
     texts = _texts(out)
     left = _matches(_who_wrote(names, texts), premises, texts, per_premise, out, seed)
     settings["judge"], end = _judge(left, texts, judge, out, settings, budget, threshold)
     found = summarise(names, texts, read_jsonl(out / "verdicts.jsonl"), threshold, end)
     figures = {"settings": settings, **found}
-    _save(out / "tournament.json", json.dumps(figures, indent=1, ensure_ascii=False))
-    _save(out / "tournament.svg", charts.strengths(figures))
-    _save(out / "wins.svg", charts.pairwise(figures))
+    save(out / "tournament.json", json.dumps(figures, indent=1, ensure_ascii=False))
+    save(out / "tournament.svg", charts.strengths(figures))
+    save(out / "wins.svg", charts.pairwise(figures))
     return figures
 
 
@@ -90,12 +89,7 @@ def _check(writers, premises, per_premise, budget, threshold) -> None:
     plain = [name.strip().casefold() for name in writers]
     if twice := {name for name, p in zip(writers, plain, strict=True) if plain.count(p) > 1 or not p}:
         raise UserError(f"writers' names must differ: {', '.join(map(repr, sorted(twice)))}", "give each its own name")
-    if not premises:
-        raise UserError("no premises: there is nothing to write to", "give a file with at least one")
-    ids = [p.id for p in premises]
-    if len(set(ids)) < len(ids):
-        twice = next(id for id in ids if ids.count(id) > 1)
-        raise UserError(f"premise id {twice!r} occurs twice", "give each premise its own id")
+    check_premises(premises)
     for name, value in (("per_premise", per_premise), ("budget", budget)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; at least 1 is needed")
@@ -106,65 +100,8 @@ def _check(writers, premises, per_premise, budget, threshold) -> None:
         )
 
 
-def _claim(out: Path, settings: dict) -> None:
-    """Record what this tournament is; refuse the folder of another one. A key that was not known yet is added."""
-    path = out / "tournament.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"settings": {}}
-    now = json.loads(json.dumps(settings))
-    if other := [key for key in now if key in found["settings"] and found["settings"][key] != now[key]]:
-        raise UserError(
-            f"{out} holds a tournament with other {', '.join(other)}",
-            "use another --out, or give the settings it was begun with",
-        )
-    if found["settings"].keys() < now.keys():
-        _save(path, json.dumps({**found, "settings": {**found["settings"], **now}}, indent=1, ensure_ascii=False))
-
-
 def _texts(out: Path) -> Texts:
     return {(row["premise_id"], row["k"], row["origin"]): row for row in read_jsonl(out / "plots.jsonl")}
-
-
-def _write(name, open_writer, premises, per_premise, sampling, path: Path) -> None:
-    """All texts of one writer. A unit is always the same call, so that a resumed run writes what an unbroken one does."""
-    have = {key for key in _texts(path.parent) if key[2] == name}
-    units = list(batched(premises, max(1, 12 // per_premise)))
-    units = [u for u in units if any((p.id, k, name) not in have for p in u for k in range(per_premise))]
-    if not units:
-        return
-    engine = open_writer()
-    progress = bar(total=sum(map(len, units)), desc=name, unit="premise")
-    try:
-        for unit in units:
-            append_jsonl(
-                path,
-                [
-                    {
-                        **dataclasses.asdict(Plot(f"{p.id}-{k}-{name}", text, p.id, p.text, origin=name)),
-                        "k": k,
-                        "error": error,
-                    }
-                    for p, (answers, error) in zip(unit, _answers(engine, unit, per_premise, sampling), strict=True)
-                    for k, text in enumerate(answers)
-                    if (p.id, k, name) not in have
-                ],
-            )
-            progress.update(len(unit))
-    finally:
-        progress.close()
-        engine.close()
-
-
-def _answers(engine: Engine, unit: list[Premise], n: int, sampling: Sampling) -> list[tuple[list[str], str]]:
-    """(n texts, "") of each premise; where the writer failed, (n empty texts, why)."""
-    try:
-        found = engine.generate([write_prompt(p) for p in unit], n, sampling)
-        return [([whole_sentences(t) for t in texts], "") for texts in found]
-    except EngineDown:
-        raise
-    except UserError as error:
-        if len(unit) == 1:
-            return [([""] * n, str(error))]
-        return [answer for p in unit for answer in _answers(engine, [p], n, sampling)]  # which one was it?
 
 
 def _matches(names, premises, texts, per_premise, out: Path, seed: int) -> dict[tuple[str, str], list]:
@@ -190,7 +127,7 @@ def _judge(left, texts: Texts, open_judge, out: Path, settings: dict, budget, th
     judge = open_judge()
     progress = bar(total=most, desc="judge", unit="match", initial=len(rows))
     try:
-        _claim(out, {**settings, "judge": judge.name})
+        claim(out / "tournament.json", {**settings, "judge": judge.name}, "tournament")
         while True:
             results = results_of(rows, names, threshold)
             now = bt.standing(results, len(names))
@@ -226,9 +163,3 @@ def _who_wrote(names: list[str], texts: Texts) -> list[str]:
             f"nothing to compare: {', '.join(set(names) - set(wrote))} wrote no text ({why})", "check the models"
         )
     return wrote
-
-
-def _save(path: Path, text: str) -> None:
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

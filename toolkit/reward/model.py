@@ -259,6 +259,14 @@ def _module(backbone, config: RewardConfig) -> AspectHeadModel:
     return AspectHeadModel(backbone, config.depth, len(config.dimensions), FIGURES if config.reading else 0)
 
 
+def reward_folder(folder: str | Path) -> Path:
+    """Where the reward model of a run, or of its own folder, lies. Raises UserError when there is none."""
+    for place in (Path(folder), Path(folder) / "reward"):
+        if (place / "reward.json").is_file():
+            return place
+    raise UserError(f"no reward model in {folder}", "name a run that trained one, such as runs/quickstart")
+
+
 def load_reward_model(folder: str | Path, *, dimensions: tuple[str, ...] | None = None) -> RewardModel:
     """A reward model from its folder, or from a run's.
 
@@ -270,11 +278,7 @@ def load_reward_model(folder: str | Path, *, dimensions: tuple[str, ...] | None 
     """
     from peft import PeftModel
 
-    folder = Path(folder)
-    if not (folder / "reward.json").is_file() and (folder / "reward" / "reward.json").is_file():
-        folder = folder / "reward"
-    if not (folder / "reward.json").is_file():
-        raise UserError(f"no reward model in {folder}", "name a run that trained one, such as runs/quickstart")
+    folder = reward_folder(folder)
     known = json.loads((folder / "reward.json").read_text())
     config = RewardConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
     if dimensions is not None and config.dimensions != dimensions:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from toolkit.engines.base import Sampling
 from toolkit.engines.load import load_engine
+from toolkit.narrative.angles import Angled
 from toolkit.narrative.writing import check_premise, write_prompt
 from toolkit.records import AspectRatings, Plot, text_id
 
@@ -19,12 +20,14 @@ def write_stream(
     temperature: float = 0.8,
     min_p: float = 0.05,
     max_tokens: int = 220,
+    angles: bool = False,
 ) -> Iterator[tuple[int, str]]:
     """Plots for one premise as they are written: (which of the n, next piece of its text).
 
     Args:
         model: embedded, a .gguf file, a run folder (its exported model), an http address, a folder or hub id.
         adapter: a GGUF adapter, put on a GGUF model.
+        angles: ask for each plot from another angle, so that they differ more.
         seed: same seed, same n, same machine: same texts; None draws one.
 
     Raises:
@@ -40,6 +43,7 @@ def write_stream(
     seed = random.randrange(2**31) if seed is None else seed
     sampling = Sampling(temperature, min_p, repeat_penalty=1.05, max_tokens=max_tokens, seed=seed)
     engine = load_engine(model, lora=adapter)
+    engine = Angled(engine) if angles else engine
     try:
         from dataclasses import replace
 

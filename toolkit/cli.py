@@ -63,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, help="the same seed and the same -n give the same plots")
     p.add_argument("--temperature", type=float, default=0.8, help="0 is the likeliest text (default: 0.8)")
     p.add_argument("--max-tokens", type=int, default=220, help="longest plot (default: 220)")
+    p.add_argument(
+        "--angles", action="store_true", help="ask for each plot from another angle, so that they differ more"
+    )
     p.add_argument("--json", action="store_true", help="one JSON line a plot")
 
     cli_judging.add_verbs(verb)
@@ -161,7 +164,7 @@ def _write(args) -> None:
     premise = sys.stdin.read() if args.premise == "-" else args.premise
     seed = random.randrange(2**31) if args.seed is None else args.seed
     settings = {"model": args.model, "adapter": args.adapter, "seed": seed}
-    settings |= {"temperature": args.temperature, "max_tokens": args.max_tokens}
+    settings |= {"temperature": args.temperature, "max_tokens": args.max_tokens, "angles": args.angles}
     if not 0 <= args.temperature <= 5:
         raise UserError(f"--temperature {args.temperature} is out of range: at least 0, at most 5")
     if args.max_tokens < 1:

@@ -13,6 +13,7 @@ EXAMPLES = {
     "frontier": "fablesmith frontier embedded runs/quickstart --temperatures 0.6,0.8,1.0,1.2 --reward runs/quickstart\n"
     "  fablesmith frontier dpo=runs/dpo-1 dpo=runs/dpo-2 ddpo=runs/ddpo-1 ddpo=runs/ddpo-2 --judge qwen3-4b",
 }
+ANGLES = "@angles"
 _SEMANTIC = "embedding model for meaning: minilm (English), jina, a folder or hub id (default: minilm)"
 _STYLE = "for style: stylometry, style-embedding, a folder or hub id (default: stylometry)"
 
@@ -28,7 +29,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p.add_argument("--skip-bad-lines", action="store_true", help="leave bad lines out and count them")
 
     p = verb("frontier", "chart writers' quality against the diversity of what they write")
-    p.add_argument("writers", nargs="+", metavar="WRITER", help="embedded, a .gguf file, a run folder …, MODEL.gguf+ADAPTER.gguf, or NAME=one of these; one NAME several times pools training seeds. The others are held against the first")  # fmt: skip
+    p.add_argument("writers", nargs="+", metavar="WRITER", help="embedded, a .gguf file, a run folder …, MODEL.gguf+ADAPTER.gguf, any of them with @angles (each text asked from another angle), or NAME=one of these; one NAME several times pools training seeds. The others are held against the first")  # fmt: skip
     p.add_argument("--temperatures", default="0.8", metavar="T,T,…", help="each writer writes at each (default: 0.8)")
     p.add_argument("--min-p", default="0.05", metavar="P,P,…", help="with each of these (default: 0.05)")
     p.add_argument("--samples", type=int, default=8, help="texts for each premise at each setting (default: 8)")
@@ -127,11 +128,13 @@ def _writers(args, families: dict[str, str]) -> dict[str, dict[str, Callable]]:
     from toolkit.engines.load import check_engine, load_engine
     from toolkit.judges import writer_weights
     from toolkit.models.resolve import digest
+    from toolkit.narrative.angles import Angled
 
     room = max(4096, 16 * args.max_tokens + 2048)  # 16 texts are written side by side, beside their premises
 
-    def opening(name: str, model: str, adapter: str | None):
+    def opening(name: str, model: str, adapter: str | None, angled: bool):
         engine = load_engine(model, n_ctx=room, lora=adapter, on=args.on)
+        engine = Angled(engine) if angled else engine
         families[name] = engine.family
         return engine
 
@@ -143,11 +146,13 @@ def _writers(args, families: dict[str, str]) -> dict[str, dict[str, Callable]]:
             name = spec = given
         if not name or not spec:
             raise UserError(f"no writer in {given!r}", "NAME=WRITER, such as dpo=runs/quickstart")
-        model, plus, adapter = spec.rpartition("+")
-        if not plus or not adapter.endswith(".gguf") or Path(spec).exists():
-            model, adapter = spec, None
+        plain = spec.removesuffix(ANGLES)
+        model, plus, adapter = plain.rpartition("+")
+        if not plus or not adapter.endswith(".gguf") or Path(plain).exists():
+            model, adapter = plain, None
         check_engine(model, adapter)
         weights = writer_weights(model) + (f"+{digest([Path(adapter)])}" if adapter else "")
+        weights += spec[len(plain) :]
         identity = weights if weights == spec else f"{Path(spec).name} {weights}"
         if weights in known:
             raise UserError(
@@ -155,7 +160,7 @@ def _writers(args, families: dict[str, str]) -> dict[str, dict[str, Callable]]:
             )
         known[weights] = given
         members = writers.setdefault(name, {})
-        members[identity] = lambda n=name, m=model, a=adapter: opening(n, m, a)
+        members[identity] = lambda n=name, m=model, a=adapter, w=plain != spec: opening(n, m, a, w)
     return writers
 
 
@@ -219,7 +224,8 @@ def _fits(model, text: str) -> bool:
 
 def _paths(writer: str) -> list[Path]:
     """The paths that a WRITER names."""
-    return [Path(part).resolve() for part in writer.partition("=")[2].split("+") + writer.split("+") if part]
+    plain = writer.removesuffix(ANGLES)
+    return [Path(part).resolve() for part in plain.partition("=")[2].split("+") + plain.split("+") if part]
 
 
 def _judge(args):

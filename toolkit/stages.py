@@ -138,20 +138,20 @@ def candidates(recipe: Recipe, work) -> dict:
     """candidates.jsonl; units.jsonl grows as they are written, so that a killed run keeps them."""
     from toolkit.engines.load import load_engine
     from toolkit.feedback.candidates import write_candidates
+    from toolkit.narrative.angles import Angled
 
     todo = read_jsonl(work.of("premises") / "train.jsonl", Premise)
     samplings = _samplings(recipe)
-    # drafts from angles share no prompt, so that a call has one of each premise
-    units = list(batched(todo, 12 if recipe.candidates.angles else max(1, 12 // len(samplings))))
+    # drafts from angles share no prompt, so that a call has those of one temperature for several premises
+    angles = recipe.candidates.angles
+    units = list(batched(todo, len(set(samplings)) if angles else max(1, 12 // len(samplings))))
     done = read_jsonl(work.out / "units.jsonl")
     engine = load_engine(_base(work).gguf)
+    if angles:
+        engine = Angled(engine)
     progress = bar(total=len(todo), desc="candidates", unit="premise", initial=sum(len(u) for u in units[: len(done)]))
     for unit in units[len(done) :]:
-        rows = [
-            dataclasses.asdict(p)
-            for _, plots in write_candidates(engine, unit, samplings, recipe.candidates.angles)
-            for p in plots
-        ]
+        rows = [dataclasses.asdict(p) for _, plots in write_candidates(engine, unit, samplings) for p in plots]
         append_jsonl(work.out / "units.jsonl", [{"plots": rows}])
         progress.update(len(unit))
     progress.close()

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 
 from toolkit.engines.base import Engine, Sampling
 from toolkit.narrative.writing import sentences_of, whole_sentences, write_prompt
@@ -10,23 +9,13 @@ from toolkit.records import Plot, Premise
 
 
 def write_candidates(
-    engine: Engine, premises: list[Premise], samplings: list[Sampling], angles: bool = False
+    engine: Engine, premises: list[Premise], samplings: list[Sampling]
 ) -> Iterator[tuple[Premise, list[Plot]]]:
     """One plot for each premise and sampling, premise by premise in order; duplicates and empty ones are left out.
 
-    The premises given are one unit of repeatable work.
-
-    Args:
-        angles: the k-th draft of each premise is asked from the k-th angle.
+    All premises given are one call to the engine (its unit of repeatable work).
     """
-    if angles:
-        asked = [
-            engine.generate([write_prompt(p, k) for p in premises], 1, replace(s, seed=s.seed + k * len(premises)))
-            for k, s in enumerate(samplings)
-        ]
-        answers = [[texts[i][0] for texts in asked] for i in range(len(premises))]
-    else:
-        answers = engine.generate([write_prompt(p) for p in premises], len(samplings), samplings)
+    answers = engine.generate([write_prompt(p) for p in premises], len(samplings), samplings)
     for premise, texts in zip(premises, answers, strict=True):
         kept, seen = [], {plain(premise.text)}
         for k, (text, sampling) in enumerate(zip(texts, samplings, strict=True)):

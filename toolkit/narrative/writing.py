@@ -4,7 +4,7 @@ import re
 
 from toolkit.engines.base import Messages
 from toolkit.errors import UserError
-from toolkit.narrative.prompts import lines, prompt
+from toolkit.narrative.prompts import prompt
 from toolkit.records import Premise, guess_language
 
 LONGEST_PREMISE = 4000  # characters; above this it is no premise but a text, and would crowd out the answer
@@ -23,19 +23,11 @@ def check_premise(text: str) -> str:
     return text
 
 
-def write_prompt(premise: Premise | str, angle: int | None = None) -> Messages:
-    """The messages that ask a writer for a plot; the same for candidates, training, `write` and evaluation.
-
-    Args:
-        angle: which of the shipped angles (prompts/angles) the plot is asked from, taken round and round; None is none.
-    """
+def write_prompt(premise: Premise | str) -> Messages:
+    """The messages that ask a writer for a plot; the same for candidates, training, `write` and evaluation."""
     text = premise if isinstance(premise, str) else premise.text
     language = guess_language(text) if isinstance(premise, str) else premise.language
-    asked = prompt("write", language, premise=text)
-    if angle is not None:
-        known = lines("angles", language)
-        asked += "\n\n" + known[angle % len(known)]
-    return [{"role": "user", "content": asked}]
+    return [{"role": "user", "content": prompt("write", language, premise=text)}]
 
 
 _END = re.compile(

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from toolkit.evaluate import charts
+from toolkit.evaluate.diversity import MEASURES
 from toolkit.evaluate.report import _e, _table, _texts, verdict_lines, write_report
 from toolkit.narrative.dimensions import DIMENSIONS, KEYS
 from toolkit.recipe import Recipe
@@ -136,9 +137,18 @@ def work(tmp_path):
         "malformed": 3,
         "without_rating": {EVIL: 1},
     }
+    writer = {
+        "measures": dict.fromkeys(MEASURES, {"value": [0.4321, 0.4, 0.5], "premises": 8}),
+        "names": {"top": [[EVIL, 5, 3], ["Once", 1, 1]]},
+    }
+    spread = {
+        "sentence": f"{EVIL} differ.",
+        "writers": {"base": writer, "aligned": writer},
+        "differences": {"aligned": dict.fromkeys(MEASURES, {"value": [-0.05, None, None], "premises": 8})},
+    }
     cards = {
         "passport": {"line": f"Passport of {EVIL}.", "threshold": 0.5, "from": "found"},
-        "evaluate": {**facts(EVEN, MOVED), "warnings": [f"{EVIL} of one family"], "panel": panel},
+        "evaluate": {**facts(EVEN, MOVED), "warnings": [f"{EVIL} of one family"], "panel": panel, "diversity": spread},
         "pairs": {"pairs": 8, "from": EVIL, "format": "messages", "bad_lines": 0},
         "dpo": {"loss_kind": "dpo", "pairs": 8, "steps": 2, "too_long": 0, "margin": [0.0, 0.2]},
         "export": {
@@ -167,6 +177,7 @@ def work(tmp_path):
     claims = [{**claim, "dropped": ""}, {**claim, "dropped": "not in the plot"}]
     write_jsonl(tmp_path / "evaluate" / "panel.jsonl", [{"plot_id": "p0-0-base", "claims": claims}])
     (tmp_path / "passport" / "passport.svg").write_text("<svg></svg>")
+    (tmp_path / "evaluate" / "diversity.svg").write_text("<svg></svg>")
     metrics = [{"step": s, "loss": 0.7 / s, "rewards/accuracies": 0.5, "rewards/margins": 0.1 * s} for s in (1, 2)]
     (tmp_path / "dpo" / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
     return SimpleNamespace(
@@ -275,3 +286,11 @@ def test_the_same_figures_make_the_same_picture():
 def test_the_words_of_a_picture_stay_words():
     svg = PICTURES["radar"]()
     assert all(word in svg for word in ("base", "aligned", "Pacing"))
+
+
+def test_the_diversity_of_both_writers_stands_in_the_report_with_its_change(work, tmp_path):
+    write_report(Recipe(), work, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "0.43 (0.40 to 0.50)" in page
+    assert "-0.05" in page
+    assert "Once" not in page  # a name of one premise only is no habit

@@ -60,7 +60,10 @@ STAGES = (
         "base against aligned on unseen premises",
         S.evaluate,
         ("model", "premises", "export", "reward", "passport"),
-        ("seed", "candidates.max_tokens", "candidates.min_p", "candidates.repeat_penalty", "evaluate"),
+        (
+            *("seed", "candidates.max_tokens", "candidates.min_p", "candidates.repeat_penalty"),
+            *("deviation.semantic", "deviation.style", "evaluate"),
+        ),
     ),
     Stage("report", "report.html", S.report, (), ("name", "about", "memory")),
 )  # fmt: skip

@@ -429,6 +429,7 @@ def evaluate(recipe: Recipe, work) -> dict:
     facts["warnings"] = same_family(facts["judge"], facts.pop("judge_family"), facts.pop("families"))
     for warning in facts["warnings"]:
         say(f"  {warning}")
+    facts["diversity"] = _diversity(recipe, work.out)
     if settings.panel:
         heard = {p.id for p in todo[: settings.panel]}
         plots = [
@@ -442,6 +443,22 @@ def evaluate(recipe: Recipe, work) -> dict:
         }
         facts["panel"] = summarise_panel(sit(members, plots, work.out / "panel.jsonl"), {p.id: p.origin for p in plots})
     return facts
+
+
+def _diversity(recipe: Recipe, out: Path) -> dict | None:
+    """How different each writer's plots of one premise are, with diversity.svg; None where nobody wrote two."""
+    from toolkit.evaluate.diversity import diversity, equal_terms
+
+    writers: dict[str, dict[str, list[str]]] = {"base": {}, "aligned": {}}
+    premises = {}
+    for plot in read_jsonl(out / "plots.jsonl", Plot):
+        if plot.text.strip():
+            writers[plot.origin].setdefault(plot.premise_id, []).append(plot.text)
+            premises[plot.premise_id] = plot.premise
+    if equal_terms(writers)[0] is None:
+        return None
+    settings = recipe.deviation
+    return diversity(writers, premises, semantic=settings.semantic, style=settings.style, out=out, seed=recipe.seed)
 
 
 def report(recipe: Recipe, work) -> dict:

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from toolkit.evaluate import charts
+from toolkit.evaluate.diversity import MEASURES
 from toolkit.hardware import PACKAGES, package_version
 from toolkit.models.training import read_metrics
 from toolkit.narrative.dimensions import DIMENSIONS
@@ -23,6 +24,7 @@ def write_report(recipe: Recipe, work, path: Path) -> None:
         f'<p class="quiet">{_e(recipe.about)}</p>',
         *_verdict(facts),
         *_evaluation(facts, work),
+        *_diversity(facts, work),
         *_passport(facts, work),
         *_panel(facts, work),
         *_texts(work),
@@ -139,6 +141,41 @@ def _evaluation(facts: dict, work) -> list[str]:
         ],
     ))  # fmt: skip
     return out
+
+
+SHOWN = ("semantic", "style", "vendi", "distinct_2", "self_bleu", "openings")  # of the measures, in the report's table
+
+
+def _diversity(facts: dict, work) -> list[str]:
+    found = facts.get("diversity")
+    if not found:
+        return []
+    sides = [side for side in ("base", "aligned") if side in found["writers"]]
+    rows = []
+    for key in SHOWN:
+        values = [found["writers"][side]["measures"][key]["value"] for side in sides]
+        gap = found["differences"].get("aligned", {}).get(key, {}).get("value")
+        row = [_span(v) for v in values] + [_span(gap, "+") if gap else ""]
+        rows.append([f"{MEASURES[key].label} {'↑' if MEASURES[key].higher else '↓'}", *row])
+    names = " ".join(
+        f"{side.capitalize()} uses for several premises: {', '.join(f'{n} ({texts})' for n, texts, _ in again)}."
+        for side in sides
+        if (again := [row for row in found["writers"][side]["names"]["top"][:5] if row[2] > 1])
+    )
+    picture = (work.of("evaluate") / "diversity.svg").read_text(encoding="utf-8")
+    return [
+        "<h2>Do the plots differ from each other?</h2>",
+        f"<p>{_e(found['sentence'])} {_e(names)}</p>",
+        _table(["↑ more is more diverse", *sides, "change"], rows),
+        f"<details><summary>All measures</summary>{_figure(picture, 'Plots of one premise, 95 % intervals over premises. docs/diversity.md defines each measure.')}</details>",
+    ]
+
+
+def _span(found: list, sign: str = "") -> str:
+    value, low, high = found
+    if value is None:
+        return "–"
+    return f"{value:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})" if low is not None else f"{value:{sign}.2f}"
 
 
 def _passport(facts: dict, work) -> list[str]:

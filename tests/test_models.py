@@ -83,3 +83,18 @@ def test_the_embedded_weights_give_the_log_probabilities_of_their_gguf():
     # llama.cpp multiplies Q4_1 weights by activations rounded to 8 bits: that alone is the difference
     assert np.abs(here - engine.logps(tokens)).mean() < 0.1
     engine.close()
+
+
+def test_memory_that_is_freed_is_kept_for_the_next_step():
+    import platform
+    import resource
+
+    import torch
+
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("another C library manages memory here")
+    torch.zeros(4_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.zeros(4_000_000).add_(1)  # 16 MB: 4000 pages, each touched
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 20_000

@@ -1,5 +1,6 @@
 """What we run on: cores, memory, disk, and the settings that must stand before torch or llama.cpp load."""
 
+import ctypes
 import logging
 import os
 import shutil
@@ -32,6 +33,20 @@ def prepare_environment(offline: bool = False) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep what is freed for the next step: else every large tensor is a new map, and its pages are zeroed anew.
+
+    Measured on training with two threads: a quarter of the processor's time. False where the C library is another.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    trim, top, map_above = -1, -2, -3  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD of malloc.h
+    return all([mallopt(trim, 2**31 - 1), mallopt(top, 64 * 2**20), mallopt(map_above, 2**30)])
 
 
 def physical_cores() -> int:

@@ -42,7 +42,7 @@ def train_dpo(
         ProofError: the reward margin before the first update is not 0.
     """
     from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback, set_seed
     from trl import DPOConfig, DPOTrainer
 
     tokenizer = load_tokenizer(base)
@@ -98,6 +98,7 @@ def train_dpo(
         gradient_checkpointing=False,
         bf16=False,
     )
+    set_seed(seed)  # TRL before 1.16 draws the adapter's first weights unseeded
     more = {}
     if settings.loss == "dpo":
         trainer_class = DPOTrainer

@@ -36,7 +36,9 @@ ASKED = [write_prompt("A ferryman refuses one passenger."), write_prompt("A bell
 def test_the_k_th_answer_to_every_prompt_is_asked_from_the_k_th_angle():
     answers = Angled(Parrot()).generate(ASKED, 3, Sampling())
     for prompt, texts in zip(ASKED, answers, strict=True):
-        assert [t.split(" | ")[0] for t in texts] == [f"{prompt[-1]['content']}\n\n{lines('angles')[k]}" for k in range(3)]
+        assert [t.split(" | ")[0] for t in texts] == [
+            f"{prompt[-1]['content']}\n\n{lines('angles')[k]}" for k in range(3)
+        ]
 
 
 def test_each_answer_keeps_its_own_sampling():

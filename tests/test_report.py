@@ -138,13 +138,13 @@ def work(tmp_path):
         "without_rating": {EVIL: 1},
     }
     writer = {
-        "measures": dict.fromkeys(MEASURES, {"value": [0.4321, 0.4, 0.5], "premises": 8}),
+        "measures": {key: {"value": [0.4321, 0.4, 0.5], "premises": 8} for key in MEASURES},
         "names": {"top": [[EVIL, 5, 3], ["Once", 1, 1]]},
     }
     spread = {
         "sentence": f"{EVIL} differ.",
         "writers": {"base": writer, "aligned": writer},
-        "differences": {"aligned": dict.fromkeys(MEASURES, {"value": [-0.05, None, None], "premises": 8})},
+        "differences": {"aligned": {key: {"value": [-0.05, None, None], "premises": 8} for key in MEASURES}},
     }
     cards = {
         "passport": {"line": f"Passport of {EVIL}.", "threshold": 0.5, "from": "found"},

@@ -22,9 +22,10 @@ from toolkit.errors import UserError
 from toolkit.evaluate import charts
 from toolkit.evaluate.diversity import premise_values
 from toolkit.evaluate.frontier_text import LEAST, lines
+from toolkit.evaluate.measures import length_of
 from toolkit.evaluate.writers import AT_ONCE, check_premises, claim, save, write
 from toolkit.progress import bar, batched
-from toolkit.records import Premise, append_jsonl, dump, guess_language, read_jsonl, text_id
+from toolkit.records import Premise, append_jsonl, dump, read_jsonl, text_id
 from toolkit.stats import DRAWS, middle, rounded
 
 DIVERSITY = ("semantic", "style", "vendi", "distinct_2", "self_bleu")  # of evaluate.diversity
@@ -160,14 +161,9 @@ def _rate(kind: str, rater: Rater, rows: list[dict], path: Path) -> dict[str, fl
     return {text: float("nan") if x is None else x for text, x in known.items()}
 
 
-def count_words(text: str) -> int:
-    """Words of a text; of a Chinese one its characters."""
-    return len("".join(text.split())) if guess_language(text) == "zh" else len(text.split())
-
-
 def equal_words(texts: list[str]) -> int:
     """Length to which texts are cut where length moves a measure: nine texts in ten have as many words."""
-    counts = [count_words(t) for t in texts if t.strip()]
+    counts = [length_of(t) for t in texts if t.strip()]
     return max(SHORTEST_CUT, int(np.percentile(counts, 10)))
 
 
@@ -201,7 +197,7 @@ def _values(rows, writers, premises, grid, samples, ratings, cut, semantic, styl
                         table[kind][s, p] = mean([found[t] for t in texts[key]])
                     for m in DIVERSITY:
                         table[m][s, p] = spread.get(m, {}).get(named[key], np.nan)
-                    table["words"][s, p] = mean([count_words(t) for t in texts[key]])
+                    table["words"][s, p] = mean([length_of(t) for t in texts[key]])
                     table["no_text"][s, p] = 1 - len(texts[key]) / samples
             values[name, setting] = table
     return values

@@ -244,6 +244,19 @@ def point(figures, name, temperature=0.6):
     return next(p for p in figures["points"] if (p["writer"], p["temperature"]) == (name, temperature))
 
 
+def test_a_writer_with_temperatures_of_its_own_is_compared_where_both_write(tmp_path):
+    found = chart(tmp_path, own={"b": GRID[:1]})
+    assert [(p["writer"], p["temperature"]) for p in found["points"]] == [("a", 0.6), ("a", 1.2), ("b", 0.6)]
+    assert found["over"][0]["settings"] == 1
+    assert {r["origin"] for r in read_jsonl(tmp_path / "plots.jsonl") if r["sampling"]["temperature"] == 1.2} == {"a"}
+
+
+def test_a_writer_at_temperatures_that_the_first_has_not_is_still_held_against_its_curve(tmp_path):
+    found = chart(tmp_path, own={"b": [Setting(0.9, 0.05)]})
+    assert found["over"][0]["settings"] == 0
+    assert [row["temperature"] for row in found["above"]] == [0.9]
+
+
 def test_the_bold_writer_is_more_diverse_and_the_chart_is_written(tmp_path):
     found = chart(tmp_path)
     assert [(p["writer"], p["temperature"]) for p in found["points"]] == [
@@ -544,11 +557,25 @@ def test_an_adapter_is_put_on_its_model_and_makes_a_writer_of_its_own(tmp_path, 
     opened = []
     monkeypatch.setattr(load, "load_engine", lambda spec, **how: opened.append((spec, how["lora"])) or SimpleNamespace(family=""))  # fmt: skip
     args = SimpleNamespace(writers=["x=embedded", f"x=embedded+{adapter}"], max_tokens=120, on="auto")
-    writers = cli_diversity._writers(args, {})
+    writers = cli_diversity._writers(args, {}, {}, [0.05])
     assert len(writers["x"]) == 2
     for open_writer in writers["x"].values():
         open_writer()
     assert opened == [("embedded", None), ("embedded", str(adapter))]
+
+
+def test_a_writer_may_name_its_own_temperatures_and_be_asked_from_angles(monkeypatch):
+    from toolkit import cli_diversity
+    from toolkit.engines import load
+    from toolkit.narrative.angles import Angled
+
+    monkeypatch.setattr(load, "load_engine", lambda spec, **how: SimpleNamespace(name=spec, family=""))
+    args = SimpleNamespace(writers=["embedded@t0.6,1.2", "wide=embedded@angles"], max_tokens=120, on="auto")
+    own = {}
+    writers = cli_diversity._writers(args, {}, own, [0.05])
+    assert own == {"embedded": [Setting(0.6, 0.05), Setting(1.2, 0.05)]}
+    assert list(writers) == ["embedded", "wide"]
+    assert isinstance(next(iter(writers["wide"].values()))(), Angled)
 
 
 def test_the_shipped_premises_are_english_ones_of_the_test_side_and_as_many_as_asked():

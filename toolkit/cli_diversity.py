@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ EXAMPLES = {
     "frontier": "fablesmith frontier embedded runs/quickstart --temperatures 0.6,0.8,1.0,1.2 --reward runs/quickstart\n"
     "  fablesmith frontier dpo=runs/dpo-1 dpo=runs/dpo-2 ddpo=runs/ddpo-1 ddpo=runs/ddpo-2 --judge qwen3-4b",
 }
-ANGLES = "@angles"
+ANGLES, OWN_TEMPERATURES = "@angles", re.compile(r"@t([\d.,]+)$")
 _SEMANTIC = "embedding model for meaning: minilm (English), jina, a folder or hub id (default: minilm)"
 _STYLE = "for style: stylometry, style-embedding, a folder or hub id (default: stylometry)"
 
@@ -29,7 +30,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p.add_argument("--skip-bad-lines", action="store_true", help="leave bad lines out and count them")
 
     p = verb("frontier", "chart writers' quality against the diversity of what they write")
-    p.add_argument("writers", nargs="+", metavar="WRITER", help="embedded, a .gguf file, a run folder …, MODEL.gguf+ADAPTER.gguf, any of them with @angles (each text asked from another angle), or NAME=one of these; one NAME several times pools training seeds. The others are held against the first")  # fmt: skip
+    p.add_argument("writers", nargs="+", metavar="WRITER", help="embedded, a .gguf file, a run folder …, MODEL.gguf+ADAPTER.gguf, any of them with @angles (each text asked from another angle) and @tT,T (its own temperatures) after it, or NAME=one of these; one NAME several times pools training seeds. The others are held against the first")  # fmt: skip
     p.add_argument("--temperatures", default="0.8", metavar="T,T,…", help="each writer writes at each (default: 0.8)")
     p.add_argument("--min-p", default="0.05", metavar="P,P,…", help="with each of these (default: 0.05)")
     p.add_argument("--samples", type=int, default=8, help="texts for each premise at each setting (default: 8)")
@@ -73,9 +74,7 @@ def frontier(args) -> None:
     from toolkit.judges import same_family
     from toolkit.progress import say
 
-    temperatures = _numbers("--temperatures", args.temperatures, 0, 5)
-    if 0 in temperatures:
-        raise UserError("--temperatures 0 writes the same text every time", "give temperatures above 0")
+    temperatures = _temperatures("--temperatures", args.temperatures)
     grid = [Setting(t, p) for p in _numbers("--min-p", args.min_p, 0, 1) for t in temperatures]
     for flag, value, least in (("--samples", args.samples, 2), ("--max-tokens", args.max_tokens, 1), ("--most", args.most, 1)):  # fmt: skip
         if value is not None and value < least:
@@ -86,7 +85,8 @@ def frontier(args) -> None:
             "--reward RUN, --judge JUDGE, or --diversity-only for diversity alone",
         )
     families: dict[str, str] = {}
-    writers = _writers(args, families)
+    own: dict[str, list[Setting]] = {}
+    writers = _writers(args, families, own, [s.min_p for s in grid])
     premises = _premises(args)
     raters = {}
     if args.reward and not args.diversity_only:
@@ -104,12 +104,20 @@ def frontier(args) -> None:
         samples=args.samples,
         semantic=args.semantic,
         style=args.style,
+        own=own,
     )
     print(json.dumps(figures, ensure_ascii=False) if args.json else table(figures))
     if "judge" in raters:
         for warning in same_family(judge.name, judge.family, families):
             say(warning)
     say(f"{args.out / 'frontier.svg'}")
+
+
+def _temperatures(flag: str, text: str) -> list[float]:
+    found = _numbers(flag, text, 0, 5)
+    if 0 in found:
+        raise UserError(f"{flag} 0 writes the same text every time", "give temperatures above 0")
+    return found
 
 
 def _numbers(flag: str, text: str, low: float, high: float) -> list[float]:
@@ -123,9 +131,12 @@ def _numbers(flag: str, text: str, low: float, high: float) -> list[float]:
     return found
 
 
-def _writers(args, families: dict[str, str]) -> dict[str, dict[str, Callable]]:
-    """Name → identity of the weights → what opens them; `families` is filled as they are opened. Nothing is opened here."""
+def _writers(args, families: dict[str, str], own: dict, min_ps: list[float]) -> dict[str, dict[str, Callable]]:
+    """Name → identity of the weights → what opens them; `families` is filled as they are opened, `own` with the settings
+    of writers that name their temperatures. Nothing is opened here.
+    """
     from toolkit.engines.load import check_engine, load_engine
+    from toolkit.evaluate.frontier import Setting
     from toolkit.judges import writer_weights
     from toolkit.models.resolve import digest
     from toolkit.narrative.angles import Angled
@@ -146,6 +157,11 @@ def _writers(args, families: dict[str, str]) -> dict[str, dict[str, Callable]]:
             name = spec = given
         if not name or not spec:
             raise UserError(f"no writer in {given!r}", "NAME=WRITER, such as dpo=runs/quickstart")
+        if asked := OWN_TEMPERATURES.search(spec):
+            spec = spec[: asked.start()]
+            name = name.removesuffix(asked[0])
+            heats = _temperatures(f"{name}: temperature", asked[1])
+            own[name] = [Setting(t, p) for p in dict.fromkeys(min_ps) for t in heats]
         plain = spec.removesuffix(ANGLES)
         model, plus, adapter = plain.rpartition("+")
         if not plus or not adapter.endswith(".gguf") or Path(plain).exists():
@@ -224,7 +240,7 @@ def _fits(model, text: str) -> bool:
 
 def _paths(writer: str) -> list[Path]:
     """The paths that a WRITER names."""
-    plain = writer.removesuffix(ANGLES)
+    plain = OWN_TEMPERATURES.sub("", writer).removesuffix(ANGLES)
     return [Path(part).resolve() for part in plain.partition("=")[2].split("+") + plain.split("+") if part]
 
 

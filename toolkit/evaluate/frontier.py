@@ -76,6 +76,7 @@ def frontier(
     samples: int = 8,
     semantic: str = "minilm",
     style: str = "stylometry",
+    own: dict[str, list[Setting]] | None = None,
 ) -> dict:
     """Write, rate, measure, and put quality against diversity.
 
@@ -88,12 +89,14 @@ def frontier(
         grid: the settings each writer writes at; `sampling` says the rest.
         samples: texts of each writer at each setting on each premise.
         semantic, style: embedding models, see models.embed.
+        own: name → settings of that writer instead of `grid`.
 
     Raises:
         UserError: nothing to write to, a number out of range, `out` holds other texts, or nobody wrote anything.
         EngineDown: a writer or rater is gone; what is done is kept.
     """
-    _check(writers, premises, grid, samples)
+    grids = {name: (own or {}).get(name, grid) for name in writers}
+    _check(writers, premises, grids, samples)
     settings = {
         "premises": hashlib.sha256("\n".join(map(dump, premises)).encode()).hexdigest()[:16],
         "samples": samples,
@@ -101,19 +104,23 @@ def frontier(
     }
     out.mkdir(parents=True, exist_ok=True)
     claim(out / "frontier.json", settings, "frontier")
-    drawn = [(vars(s), dataclasses.replace(sampling, **vars(s))) for s in grid]
     for name, members in writers.items():
+        drawn = [(vars(s), dataclasses.replace(sampling, **vars(s))) for s in grids[name]]
         for i, (identity, open_writer) in enumerate(members.items(), 1):
             shown = f"{name} {i}" if len(members) > 1 else name
             write(identity, open_writer, premises, samples, drawn, out / "plots.jsonl", AT_ONCE, shown)
     members = {m: name for name, ids in writers.items() for m in ids}
-    rows = [r for r in read_jsonl(out / "plots.jsonl") if r["origin"] in members and Setting(**r["sampling"]) in grid]
+    rows = [
+        r
+        for r in read_jsonl(out / "plots.jsonl")
+        if Setting(**r["sampling"]) in grids.get(members.get(r["origin"]), [])
+    ]
     if not any(r["text"].strip() for r in rows):
         why = next((r["error"] for r in rows if r["error"]), "every answer is empty")
         raise UserError(f"nothing to compare: no writer wrote any text ({why})", "check the models")
     ratings = {kind: _rate(kind, rater, rows, out / "quality.jsonl") for kind, rater in raters.items()}
     cut = equal_words([r["text"] for r in rows])
-    values = _values(rows, writers, premises, grid, samples, ratings, cut, semantic, style)
+    values = _values(rows, writers, premises, grids, samples, ratings, cut, semantic, style)
     figures = {
         "settings": settings,
         "writers": {name: list(ids) for name, ids in writers.items()},
@@ -132,13 +139,13 @@ def frontier(
     return figures
 
 
-def _check(writers, premises, grid, samples) -> None:
+def _check(writers, premises, grids, samples) -> None:
     if not writers or not all(writers.values()):
         raise UserError("no writer given", "name at least one model")
     check_premises(premises)
     if samples < 2:
         raise UserError(f"samples is {samples}; how far texts are apart takes at least 2")
-    if len(set(grid)) < max(1, len(grid)):
+    if any(len(set(grid)) < max(1, len(grid)) for grid in grids.values()):
         raise UserError("a sampling setting is given twice, or none", "give each temperature and min-p once")
 
 
@@ -172,7 +179,7 @@ def at_a_time(samples: int) -> int:
     return max(2, samples // 2)
 
 
-def _values(rows, writers, premises, grid, samples, ratings, cut, semantic, style) -> Values:
+def _values(rows, writers, premises, grids, samples, ratings, cut, semantic, style) -> Values:
     """Measure by seed and premise, for each writer and setting."""
     place = {p.id: i for i, p in enumerate(premises)}
     groups: dict[tuple, list[dict]] = {}
@@ -188,7 +195,7 @@ def _values(rows, writers, premises, grid, samples, ratings, cut, semantic, styl
     mean = lambda x: float(np.nanmean(x)) if len(x) and not np.isnan(x).all() else float("nan")  # noqa: E731
     values: Values = {}
     for name, ids in writers.items():
-        for setting in grid:
+        for setting in grids[name]:
             table = {m: np.full((len(ids), len(premises)), np.nan) for m in (*ratings, *DIVERSITY, "words", "no_text")}
             for s, identity in enumerate(ids):
                 for premise, p in place.items():
@@ -320,9 +327,9 @@ def compare(values: Values, raters: list[str], seed: int = 0, draws: int = DRAWS
             against.append({"writer": name, **vars(s), "figures": {m: told(x) for m, x in gap.items()}})
             for m, x in gap.items():
                 gaps.setdefault(m, []).append(x)
-        together = {m: told(_mean_known(x)) for m, x in gaps.items()}
+        together = {m: told(_mean_known(gaps[m])) if both else [None] * 3 for m in some}
         over.append({"writer": name, "settings": len(both), "figures": together})
-        for s in both:
+        for s in [s for n, s in values if n == name]:
             found = {}
             for rater in raters:
                 for axis in AXES:

@@ -49,6 +49,8 @@ def lines(figures: dict) -> list[str]:
 
 def _difference(row: dict, figures: dict, rater: str) -> str:
     f, first = row["figures"], figures["first"]
+    if not row["settings"]:
+        return f"{row['writer']}: no sampling setting in common with {first}."
     if all(f[m][0] is None for m in ("semantic", "style")):
         return f"{row['writer']}: nothing to hold against {first}, no premise has enough texts of both."
     spread = [f"{m} diversity {_span(f[m], 3)}{_doubt(f[m])}" for m in ("semantic", "style")]

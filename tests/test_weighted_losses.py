@@ -134,3 +134,46 @@ def test_the_first_orpo_loss_is_recomputed_by_hand(tiny, tmp_path):
 def test_pairs_that_all_weigh_nothing_are_refused(tiny, tmp_path):
     with pytest.raises(UserError, match="weights are all 0"):
         train_dpo(resolve(str(tiny)), PAIRS, settings("ddpo"), WEIGHTS, tmp_path, deviation=[0.0] * 3)
+
+
+@pytest.fixture(scope="module")
+def tiny_moe(tmp_path_factory):
+    """A random Qwen3 mixture of experts, 2 layers × 4 experts, with a balance loss."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    from toolkit.models.load import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("moe")
+    tokenizer = load_tokenizer(resolve("embedded"))
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        router_aux_loss_coef=0.05,
+        max_position_embeddings=1024,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_mixture_of_experts_keeps_its_balance_loss_under_the_weights(tiny_moe, tmp_path):
+    attention = {"lora": LoraSettings(8, 16, targets=("q_proj", "k_proj", "v_proj", "o_proj")), "epochs": 2}
+    base = resolve(str(tiny_moe))
+    train_dpo(base, PAIRS, settings("dpo", **attention), WEIGHTS, tmp_path / "dpo")
+    train_dpo(base, PAIRS, settings("ddpo", **attention), WEIGHTS, tmp_path / "ddpo", deviation=[1.0] * 3)
+    losses_ = [[r["loss"] for r in read_metrics(tmp_path / name)] for name in ("dpo", "ddpo")]
+    assert losses_[0] == losses_[1]
+    assert losses_[0][0] > math.log(2) + 0.01  # the balance loss stands in it

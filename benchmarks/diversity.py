@@ -3,7 +3,9 @@
     fablesmith run diverse-small --set premises.train=48 --set premises.test=24 --set candidates.per_premise=8 \
         --set candidates.max_tokens=80 --out runs/prep --until candidates
     python benchmarks/diversity.py train runs/prep --reward runs/quickstart --out runs/diversity
-    python benchmarks/diversity.py lines runs/prep --out runs/diversity        # the frontier command for what stands
+    fablesmith frontier $(python benchmarks/diversity.py writers runs/prep --out runs/diversity) --temperatures 1.0 \
+        --samples 8 --most 20 --max-tokens 80 --reward runs/quickstart --out runs/diversity/frontier
+    python benchmarks/diversity.py table runs/prep --out runs/diversity
 
 `train` makes one adapter a method and seed (GGUF, beside the base) and skips those that stand, so that it may be killed, or
 run twice at once with `--part 0/2` and `--part 1/2`. All methods see the same candidates and as many pairs, one epoch.
@@ -24,7 +26,7 @@ from toolkit.preference.deviation import deviations  # noqa: E402
 from toolkit.preference.divpo import divpo_pairs  # noqa: E402
 from toolkit.preference.pairs import by_premise, confident_pairs  # noqa: E402
 from toolkit.recipe import DpoSettings, LoraSettings, ModelSettings  # noqa: E402
-from toolkit.records import Plot, dump, read_jsonl  # noqa: E402
+from toolkit.records import Plot, dump, read_jsonl, text_id  # noqa: E402
 from toolkit.stages import base_model  # noqa: E402
 
 BOTH = ("semantic", "style")
@@ -115,17 +117,74 @@ def train(args) -> None:
         print({k: v for k, v in facts.items() if k != "weights"}, flush=True)
 
 
-def lines(args) -> None:
+def writers(args) -> None:
+    """The arguments of `fablesmith frontier` for what was trained; DPO first, so that all are held against it."""
     base = (args.prep / "model" / "base.gguf").resolve()
-    print(f"base={base}")
-    for folder in sorted(args.out.glob("*.s?")):
-        if (folder / "adapter.gguf").exists():
-            print(f"{folder.name.rsplit('.', 1)[0]}={base}+{(folder / 'adapter.gguf').resolve()}")
+    made = sorted(args.out.glob("*.s?"), key=lambda p: list(METHODS).index(p.name.rsplit(".", 1)[0]))
+    made = [p for p in made if (p / "adapter.gguf").exists() and (p.name.rsplit(".", 1)[0] in (args.only or METHODS))]
+    out = [f"{p.name.rsplit('.', 1)[0]}={base}+{(p / 'adapter.gguf').resolve()}" for p in made]
+    print("\n".join([*out, f"base={base}@t0.6,0.8,1.0,1.2,1.4", f"base-angles={base}@angles"]))
+
+
+def table(args) -> None:
+    """Figures of the last `frontier`, with what is left of the reward at equal length, as Markdown."""
+    import numpy as np
+
+    from toolkit.evaluate.frontier import Draws, triple
+
+    folder = args.out / "frontier"
+    found = json.loads((folder / "frontier.json").read_text())
+    first = found["first"]
+    rating = {r["text"]: r["rating"] for r in read_jsonl(folder / "quality.jsonl") if r["rater"].startswith("reward")}
+    rows = [r for r in read_jsonl(folder / "plots.jsonl") if rating.get(text_id(r["text"])) is not None]
+    name_of = {identity: name for name, ids in found["writers"].items() for identity in ids}
+    length = lambda r: np.log(len(r["text"].split()))  # noqa: E731
+    plain = [r for r in rows if name_of.get(r["origin"]) == "base"]
+    slope = np.polyfit([length(r) for r in plain], [rating[text_id(r["text"])] for r in plain], 1)
+    premises = sorted({r["premise_id"] for r in rows})
+    points = [(p["writer"], p["temperature"]) for p in found["points"]]
+    draws = Draws({name: len(ids) for name, ids in found["writers"].items()}, len(premises))
+    profiles = {}
+    for name, temperature in points:
+        cells: dict[tuple[int, int], list[float]] = {}
+        for r in rows:
+            if name_of.get(r["origin"]) == name and r["sampling"]["temperature"] == temperature:
+                place = found["writers"][name].index(r["origin"]), premises.index(r["premise_id"])
+                cells.setdefault(place, []).append(rating[text_id(r["text"])] - np.polyval(slope, length(r)))
+        values = np.full((len(found["writers"][name]), len(premises)), np.nan)
+        for place, rest in cells.items():
+            values[place] = np.mean(rest)
+        profiles[name, temperature] = draws.profile(name, values)
+    shown = ("reward", "semantic", "style", "vendi", "distinct_2", "self_bleu", "words")
+    print(f"reward = {slope[0]:.2f} · ln(words) + {slope[1]:.2f} on the base's texts\n")
+    print("| writer | t | seeds | " + " | ".join([*shown, "reward at equal length"]) + " |")
+    print("|" + "---|" * (len(shown) + 4))
+    for p in found["points"]:
+        rest = triple(draws.mean(profiles[p["writer"], p["temperature"]]))
+        cells = [_span(p["figures"][m], 1 if m == "words" else 2) for m in shown] + [_span(rest, 2, "+")]
+        print(f"| {p['writer']} | {p['temperature']:g} | {p['seeds']} | " + " | ".join(cells) + " |")
+    print(f"\nAgainst {first} at the same setting, paired by premise:\n")
+    print("| writer | t | " + " | ".join([*shown, "reward at equal length"]) + " |")
+    print("|" + "---|" * (len(shown) + 3))
+    for p in found["against"]:
+        at = p["temperature"]
+        rest = triple(draws.mean(profiles[p["writer"], at] - profiles[first, at]))
+        cells = [_span(p["figures"][m], 1 if m == "words" else 3, "+") for m in shown] + [_span(rest, 3, "+")]
+        print(f"| {p['writer']} | {at:g} | " + " | ".join(cells) + " |")
+
+
+def _span(found: list, digits: int, sign: str = "") -> str:
+    value, low, high = found
+    if value is None:
+        return "–"
+    return f"{value:{sign}.{digits}f}" + (
+        f" ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})" if low is not None else ""
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "lines"))
+    parser.add_argument("what", choices=("train", "writers", "table"))
     parser.add_argument("prep", type=Path)
     parser.add_argument("--reward", default="runs/quickstart")
     parser.add_argument("--out", type=Path, default=Path("runs/diversity"))
@@ -134,4 +193,4 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="*", choices=list(METHODS))
     parser.add_argument("--part", default="0/1", help="this process's share of the jobs: 0/2 and 1/2 share them")
     args = parser.parse_args()
-    {"train": train, "lines": lines}[args.what](args)
+    {"train": train, "writers": writers, "table": table}[args.what](args)

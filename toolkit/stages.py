@@ -142,9 +142,9 @@ def candidates(recipe: Recipe, work) -> dict:
 
     todo = read_jsonl(work.of("premises") / "train.jsonl", Premise)
     samplings = _samplings(recipe)
-    # drafts from angles share no prompt, so that a call has those of one temperature for several premises
     angles = recipe.candidates.angles
-    units = list(batched(todo, len(set(samplings)) if angles else max(1, 12 // len(samplings))))
+    calls = len(set(samplings)) if angles else 1  # drafts from angles are a call for each temperature
+    units = list(batched(todo, max(1, 12 * calls // len(samplings))))
     done = read_jsonl(work.out / "units.jsonl")
     engine = load_engine(_base(work).gguf)
     if angles:

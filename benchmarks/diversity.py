@@ -13,6 +13,7 @@ run twice at once with `--part 0/2` and `--part 1/2`. All methods see the same c
 
 import argparse
 import json
+import random
 import shutil
 import time
 from pathlib import Path
@@ -39,6 +40,7 @@ METHODS = {
     "orpo": ("orpo", (), 0.0, 0),
     "dorpo": ("dorpo", BOTH, 0.0, 0),
     "divpo": ("dpo", BOTH, 0.0, 0),
+    "ddpo-shuffled": ("ddpo", BOTH, 0.0, 0),  # control: the same weights, each on another pair
     "ddpo-floor0.2": ("ddpo", BOTH, 0.2, 0),
     "dpo-of4": ("dpo", (), 0.0, 4),
     "ddpo-of4": ("ddpo", BOTH, 0.0, 4),
@@ -104,6 +106,8 @@ def train(args) -> None:
             continue
         loss = METHODS[name][0]
         pairs, weights = pairs_of(name, plots, scores, args.pairs if not METHODS[name][3] else FEWER)
+        if name == "ddpo-shuffled":
+            random.Random(seed).shuffle(weights)
         started = time.monotonic()
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from toolkit.errors import UserError
 from toolkit.preference.deviation import (
     combined,
     deviations,
@@ -66,6 +67,15 @@ def test_a_lone_answer_weighs_one():
 
 def test_two_answers_weigh_one_each_because_each_is_as_far_from_the_other():
     assert weights(TEXTS[:2]) == [1, 1]
+
+
+def test_two_answers_weigh_one_each_by_their_words_too():
+    assert weights(["a b c", "a a a"], kinds=("words",)) == [1, 1]
+
+
+def test_an_enormous_answer_is_refused_with_its_prompt():
+    with pytest.raises(UserError, match=r"the answer 1 to prompt p has 200,001 characters"):
+        weights(["a b", "a" * 200_001])
 
 
 def test_of_four_answers_the_least_deviating_weighs_nothing_and_the_mean_is_one():

@@ -89,3 +89,18 @@ def test_chinese_with_the_english_model_is_said(capsys, monkeypatch):
     monkeypatch.delenv("FABLESMITH_QUIET", raising=False)
     embed(["船夫不肯载一个客人。"])
     assert "minilm knows English only" in capsys.readouterr().err
+
+
+def test_a_misspelt_model_is_told_with_the_nearest_name():
+    with pytest.raises(UserError, match="no embedding model is called 'miniml'") as error:
+        module.check_embedding("miniml")
+    assert "did you mean minilm?" in error.value.hint
+
+
+def test_another_pooling_of_the_same_weights_has_a_cache_of_its_own(tmp_path):
+    for pooling in ("mean", "cls"):
+        folder = tmp_path / pooling
+        (folder / "1_Pooling").mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"same")
+        (folder / "1_Pooling" / "config.json").write_text(pooling)
+    assert module._Cache(tmp_path / "mean").path != module._Cache(tmp_path / "cls").path

@@ -541,11 +541,36 @@ def test_a_writer_that_learnt_from_the_reward_model_is_said(tmp_path):
 
     for run in ("mine", "other"):
         (tmp_path / run / "reward").mkdir(parents=True)
-        (tmp_path / run / "reward" / "reward.json").write_text("{}")
+        (tmp_path / run / "reward" / "reward.json").write_text(f'{{"of": "{run}"}}')
     caution = lambda *writers: cli_diversity._reward(SimpleNamespace(reward=tmp_path / "mine", writers=writers)).caution  # noqa: E731
     assert caution("embedded", f"dpo={tmp_path / 'mine'}").startswith("reward: dpo learnt from this very reward model")
     assert caution(f"embedded+{tmp_path / 'mine' / 'export' / 'adapter.gguf'}")
     assert caution("embedded", f"dpo={tmp_path / 'other'}") == ""
+
+
+def test_a_run_that_took_the_reward_model_from_the_run_beside_learnt_from_it_too(tmp_path):
+    import os
+
+    from toolkit import cli_diversity
+
+    for run in ("mine", "beside"):
+        (tmp_path / run / "reward").mkdir(parents=True)
+    (tmp_path / "mine" / "reward" / "reward.json").write_text("{}")
+    os.link(tmp_path / "mine" / "reward" / "reward.json", tmp_path / "beside" / "reward" / "reward.json")
+    args = SimpleNamespace(reward=tmp_path / "mine", writers=[f"ddpo={tmp_path / 'beside'}"])
+    assert "ddpo learnt from this very reward model" in cli_diversity._reward(args).caution
+
+
+def test_models_of_one_name_with_different_temperatures_are_refused(tmp_path):
+    from toolkit import cli_diversity
+
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.gguf").write_bytes(b"GGUF" + name.encode())
+    args = SimpleNamespace(
+        writers=[f"x={tmp_path / 'a.gguf'}@t0.6", f"x={tmp_path / 'b.gguf'}"], max_tokens=9, on="auto"
+    )
+    with pytest.raises(UserError, match="the models called x name different temperatures"):
+        cli_diversity._writers(args, {}, {}, [0.05])
 
 
 def test_an_adapter_is_put_on_its_model_and_makes_a_writer_of_its_own(tmp_path, monkeypatch):

@@ -151,13 +151,16 @@ def test_divpo_takes_the_reward_model_from_the_plain_run_and_the_deviation_from_
 def test_own_pairs_are_weighted_by_the_answers_they_hold(recipe, tmp_path):
     texts = ["Ama dug until it bled.", "So, it went on, as it does!", "Nobody came; the cook ate alone?", "He slept."]
     pairs = [{"prompt": "Write.", "chosen": a, "rejected": b} for a, b in (texts[:2], texts[2:])]
+    pairs.append({"prompt": "Write something else.", "chosen": texts[0], "rejected": texts[3]})  # weighs 1 there
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
     out = tmp_path / "mine"
     finish(start([*recipe, f"pairs.file={tmp_path / 'mine.jsonl'}", "dpo.loss=dorpo", "--until", "dpo"], out), out)
     weights = [json.loads(line)["weight"] for line in (out / "deviation" / "deviation.jsonl").read_text().splitlines()]
-    assert len(weights) == 4
+    assert sum(weights[:4]) == pytest.approx(4)
     assert min(weights) == 0
-    assert sum(weights) == pytest.approx(4)
+    assert weights[4:] == [1, 1]
+    used = json.loads((out / "dpo" / "stage.json").read_text())["facts"]["weights"]
+    assert used["mean"] == pytest.approx((weights[0] + weights[2] + 1) / 3, abs=1e-3)
 
 
 def test_killed_in_several_stages_the_run_ends_with_the_same_artefacts(whole, recipe, tmp_path):

@@ -375,6 +375,13 @@ def test_a_run_stops_after_the_stage_that_is_named_and_goes_on_later(stages, out
     assert stages.called == ALL
 
 
+def test_an_embedding_model_that_leads_nowhere_is_told_before_anything_is_done(stages, out):
+    odd = dataclasses.replace(recipe(), deviation=dataclasses.replace(recipe().deviation, semantic="jinna"))
+    with pytest.raises(UserError, match="no embedding model is called 'jinna'"):
+        run_recipe(odd, out)
+    assert not stages.called
+
+
 def test_a_stage_that_a_run_does_not_have_is_refused_with_those_it_has(stages, out):
     with pytest.raises(UserError, match="no stage 'four'") as error:
         run_recipe(recipe(), out, until="four")

@@ -143,7 +143,7 @@ def _run(args) -> None:
     if args.dry_run:
         from toolkit.runner import show_plan
 
-        print(show_plan(recipe, out))
+        print(show_plan(recipe, out, args.until))
         return
     from toolkit.runner import run_recipe
 

@@ -160,14 +160,20 @@ def _writers(args, families: dict[str, str], own: dict, min_ps: list[float]) -> 
         if asked := OWN_TEMPERATURES.search(spec):
             spec = spec[: asked.start()]
             name = name.removesuffix(asked[0])
-            heats = _temperatures(f"{name}: temperature", asked[1])
-            own[name] = [Setting(t, p) for p in dict.fromkeys(min_ps) for t in heats]
+        heats = _temperatures(f"{name}: temperature", asked[1]) if asked else []
+        mine = [Setting(t, p) for p in dict.fromkeys(min_ps) for t in heats]
+        if name in writers and mine != own.get(name, []):
+            raise UserError(f"the models called {name} name different temperatures", "give each of them the same @t…")
+        if mine:
+            own[name] = mine
         plain = spec.removesuffix(ANGLES)
         model, plus, adapter = plain.rpartition("+")
         if not plus or not adapter.endswith(".gguf") or Path(plain).exists():
             model, adapter = plain, None
         check_engine(model, adapter)
-        weights = writer_weights(model) + (f"+{digest([Path(adapter)])}" if adapter else "")
+        card = Path(model) / "export" / "stage.json"  # a stage's key tells runs apart whose files begin and end alike
+        weights = json.loads(card.read_text())["key"] if card.is_file() else writer_weights(model)
+        weights += f"+{digest([Path(adapter)])}" if adapter else ""
         weights += spec[len(plain) :]
         identity = weights if weights == spec else f"{Path(spec).name} {weights}"
         if weights in known:
@@ -199,7 +205,6 @@ def _reward(args):
     """The reward model as a rater: the mean of its ratings."""
     from toolkit.evaluate.frontier import Rater
     from toolkit.evaluate.judge import unfit
-    from toolkit.models.resolve import digest
     from toolkit.reward.model import load_reward_model, reward_folder
 
     folder = reward_folder(args.reward)
@@ -218,16 +223,27 @@ def _reward(args):
 
         yield rate
 
-    run = folder.resolve().parent
-    pupils = {w.partition("=")[0]: 0 for w in args.writers if any(run in (p, *p.parents) for p in _paths(w))}
+    weights = _reward_weights(folder)
+    pupils = {w.partition("=")[0]: 0 for w in args.writers if any(_taught_by(p) == weights for p in _paths(w))}
     caution = (
         f"reward: {' and '.join(pupils)} learnt from this very reward model, whose praise of it is no independent word; "
         "--judge asks another"
         if pupils
         else ""
     )
-    weights = digest([*sorted(folder.glob("*.safetensors")), folder / "reward.json"])
     return Rater(f"reward {weights}", opened, caution)
+
+
+def _reward_weights(folder: Path) -> str:
+    from toolkit.models.resolve import digest
+
+    return digest([*sorted(folder.glob("*.safetensors")), folder / "reward.json"])
+
+
+def _taught_by(path: Path) -> str:
+    """The weights of the reward model of the run that `path` is or lies in; "" when there is none (it may be taken from a run beside)."""
+    found = (p / "reward" for p in (path, *path.parents) if (p / "reward" / "reward.json").is_file())
+    return next(map(_reward_weights, found), "")
 
 
 def _fits(model, text: str) -> bool:

@@ -53,7 +53,7 @@ def estimate(recipe: Recipe) -> dict[str, Estimate]:
             f"about {trained / 1000:.0f}k tokens an epoch",
             15 + seen / FEATURES + r.reward.epochs * trained / REWARD_STEP,
         ),
-        "deviation": (f"how far {drafts} drafts lie from each other", 15 + drafts * 0.03),
+        "deviation": ("how far answers lie from each other", 15 + drafts * 0.03),
         "pairs": (f"at most {pairs} pairs", 5 + drafts * length / FEATURES) if not r.pairs.file else (r.pairs.file, 1),
         "dpo": (f"{r.dpo.loss}, {r.dpo.epochs:g} epochs of at most {pairs} pairs", 10 + dpo_tokens / DPO_STEP),
         "export": (f"GGUF {r.export.quantisation} and adapter, with proof", 20),

@@ -71,6 +71,17 @@ def free_vram() -> int | None:
         return None
 
 
+def release_vram() -> None:
+    """Give the memory that torch keeps of a finished stage back to the card: llama.cpp asks the card, not torch."""
+    import gc
+    import sys
+
+    torch = sys.modules.get("torch")  # not loaded, nothing kept
+    if torch is not None and torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def cache_dir() -> Path:
     """Where converted weights are kept between runs: $FABLESMITH_CACHE or ~/.cache/fablesmith."""
     root = os.environ.get("FABLESMITH_CACHE") or os.path.join(

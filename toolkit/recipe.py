@@ -104,7 +104,9 @@ class PairsSettings:
     )
     length_ratio: float = setting(1.5, "longer text at most so many times the shorter", low=1)
     per_premise: int = setting(2, "pairs a premise at most", low=1)
-    max_pairs: int = setting(0, "the most certain so many; 0 is all", low=0)
+    max_pairs: int = setting(
+        0, "the most certain so many (divpo: those that differ most in deviation); 0 is all", low=0
+    )
     select: str = setting(
         "confident",
         "confident: by reward alone; divpo: the most deviating good against the least deviating bad",

@@ -20,7 +20,15 @@ from pathlib import Path
 from toolkit import stages as S
 from toolkit.errors import UserError
 from toolkit.fit import estimate
-from toolkit.hardware import PACKAGES, PeakMemory, package_version, physical_cores, require_disk, require_writable
+from toolkit.hardware import (
+    PACKAGES,
+    PeakMemory,
+    package_version,
+    physical_cores,
+    release_vram,
+    require_disk,
+    require_writable,
+)
 from toolkit.progress import say
 from toolkit.recipe import SHIPPED, Recipe
 
@@ -149,6 +157,8 @@ _FILES = (
     "pairs.file",
     "model.gguf",
     "model.id",
+    "deviation.semantic",
+    "deviation.style",
     "ratings.rater",
     "evaluate.judge",
     "evaluate.people",
@@ -175,12 +185,21 @@ def _file_hash(name: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def show_plan(recipe: Recipe, out: Path) -> str:
+def _up_to(recipe: Recipe, until: str) -> list[Stage]:
+    """The plan, as far as the stage named. Raises UserError when there is none of that name."""
+    stages = plan(recipe)
+    names = [s.name for s in stages]
+    if until and until not in names:
+        raise UserError(f"{recipe.name} has no stage {until!r}", f"its stages: {', '.join(names)}")
+    return stages[: names.index(until) + 1] if until else stages
+
+
+def show_plan(recipe: Recipe, out: Path, until: str = "") -> str:
     """The plan as text: stages, sizes, expected time, and what stands already in `out`."""
     keys = stage_keys(recipe)
     rows, total, unknown = [], 0.0, False
     estimates = estimate(recipe)
-    for stage in plan(recipe):
+    for stage in _up_to(recipe, until):
         e = estimates[stage.name]
         if stands(out / stage.name, keys[stage.name]):
             time = "stands"
@@ -210,16 +229,16 @@ def run_recipe(recipe: Recipe, out: Path, until: str = "") -> Path:
     Raises UserError when there is no such stage, the folder cannot be written, another run works in it, or the disk is
     full (what was made stays, and the next run goes on from it).
     """
+    from toolkit.models.embed import check_embedding
+
     out = Path(out)
+    for model in (recipe.deviation.semantic, recipe.deviation.style):
+        check_embedding(model)  # it is needed late: a name that leads nowhere is told now
     require_writable(out)
     require_disk(out, 2000, "a run")
     with _only_one(out):
-        stages, keys = plan(recipe), stage_keys(recipe)
-        names = tuple(s.name for s in stages)
-        if until:
-            if until not in names:
-                raise UserError(f"{recipe.name} has no stage {until!r}", f"its stages: {', '.join(names)}")
-            stages = stages[: names.index(until) + 1]
+        stages, keys = _up_to(recipe, until), stage_keys(recipe)
+        names = tuple(s.name for s in plan(recipe))
         (out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=1, ensure_ascii=False))
         estimates, started = estimate(recipe), time.monotonic()
         for number, stage in enumerate(stages, 1):
@@ -273,6 +292,7 @@ def _do(stage: Stage, recipe: Recipe, key: str, out: Path, names: tuple[str, ...
                 "free some space and run again: what was made so far is kept and reused",
             ) from error
         raise
+    release_vram()
     seconds = time.monotonic() - started
     files = {
         str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file() and p != mark

@@ -252,7 +252,7 @@ def deviation(recipe: Recipe, work) -> dict:
     answers: dict[str, list[tuple[str, str]]] = {}
     if recipe.pairs.file:
         for p in read_jsonl(work.of("pairs") / "pairs.jsonl", PreferencePair):
-            group = answers.setdefault(text_id(p.prompt, "p"), [])
+            group = answers.setdefault(_prompt_id(p), [])
             group += [row for text in (p.chosen, p.rejected) if (row := (text_id(text), text)) not in group]
     else:
         for plot in read_jsonl(work.of("candidates") / "candidates.jsonl", Plot):
@@ -270,6 +270,10 @@ def deviation(recipe: Recipe, work) -> dict:
         "weight_zero": sum(r.weight == 0 for r in rows),
         "heaviest": round(max(r.weight for r in rows), 3),
     }
+
+
+def _prompt_id(pair: PreferencePair) -> str:
+    return text_id(pair.prompt, "p")
 
 
 def pairs(recipe: Recipe, work) -> dict:
@@ -325,8 +329,12 @@ def dpo(recipe: Recipe, work) -> dict:
     rows = read_jsonl(work.of("pairs") / "pairs.jsonl", PreferencePair)
     weights = None
     if recipe.dpo.loss in WEIGHTED:
-        found = {row["id"]: row["weight"] for row in read_jsonl(work.of("deviation") / "deviation.jsonl")}
-        weights = [found[text_id(p.chosen) if recipe.pairs.file else p.chosen_id] for p in rows]
+        found = {
+            (row["premise_id"], row["id"]): row["weight"]
+            for row in read_jsonl(work.of("deviation") / "deviation.jsonl")
+        }
+        own = recipe.pairs.file  # an answer may stand under several prompts there, with another weight in each
+        weights = [found[_prompt_id(p), text_id(p.chosen)] if own else found[p.premise_id, p.chosen_id] for p in rows]
     facts = train_dpo(_base(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed, weights)
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     if weights:

@@ -4,6 +4,7 @@ Semantic: sentence-transformers with MiniLM, which a package carries, or any oth
 Style: `stylometry` (narrative.stylometry), or a style-embedding model by name. Vectors of a model are cached on disk.
 """
 
+import difflib
 import hashlib
 import importlib.util
 import os
@@ -53,6 +54,7 @@ def embed(texts: list[str], model: str = "minilm", desc: str = "embedding") -> n
         return np.zeros((0, 0), np.float32)
     if model == STYLOMETRY:
         return style_vectors(texts)
+    check_embedding(model)
     found = _find(model)
     if model == "minilm" and any(guess_language(t) == "zh" for t in texts):
         say("  minilm knows English only: for Chinese texts name a multilingual embedding model, such as jina")
@@ -78,6 +80,30 @@ def cosine_distances(vectors: np.ndarray) -> np.ndarray:
     distances = np.clip(1 - vectors.astype(np.float64) @ vectors.T.astype(np.float64), 0, 2)
     np.fill_diagonal(distances, 0)
     return distances
+
+
+def check_embedding(model: str) -> None:
+    """Raises UserError when `model` is no known name, no folder and no hub id, or is not here and must not be fetched.
+
+    Nothing is loaded: a folder that holds no model is told when it is used.
+    """
+    if model in (STYLOMETRY, "minilm") or Path(model).is_dir():
+        return
+    hub_id = NAMED.get(model, model)
+    if hub_id.count("/") != 1:
+        near = difflib.get_close_matches(model, [*NAMED, STYLOMETRY], 1)
+        raise UserError(
+            f"no embedding model is called {model!r}, and there is no such folder",
+            f"did you mean {near[0]}?" if near else f"known: {', '.join([*NAMED, STYLOMETRY])}, a folder, or a hub id",
+        )
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        from huggingface_hub import try_to_load_from_cache
+
+        if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+            raise UserError(
+                f"cannot load the embedding model {model}: {hub_id} is not on this machine",
+                "without --offline it would be fetched; minilm and stylometry need no network",
+            )
 
 
 def _find(model: str) -> Path | str:
@@ -134,7 +160,7 @@ class _Cache:
 
     def __init__(self, found: Path | str):
         if isinstance(found, Path):
-            name = digest([*sorted(found.glob("*.json")), *sorted(found.glob("*.safetensors"))])
+            name = digest(sorted(p for kind in ("*.json", "*.safetensors") for p in found.rglob(kind)))
         else:
             name = hashlib.sha256(found.encode()).hexdigest()[:16]
         self.path = cache_dir() / f"embeddings-{name}.sqlite"
@@ -144,7 +170,9 @@ class _Cache:
         self.base = sqlite3.connect(self.path, timeout=60)
         try:
             self.base.execute("create table if not exists vectors (key blob primary key, vector blob)")
-        except sqlite3.DatabaseError:  # torn by a full disk or a killed machine: it is a cache, begin it anew
+        except sqlite3.OperationalError:  # locked, or a full disk: no damage
+            raise
+        except sqlite3.DatabaseError:  # torn by a killed machine: it is a cache, begin it anew
             self.base.close()
             self.path.unlink()
             self.base = sqlite3.connect(self.path, timeout=60)

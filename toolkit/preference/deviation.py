@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from toolkit.models.embed import cosine_distances, embed
+from toolkit.errors import UserError
+from toolkit.models.embed import LONGEST, cosine_distances, embed
 from toolkit.records import guess_language
 
 EMBEDDED_KINDS = ("semantic", "style")
@@ -43,6 +44,14 @@ def deviations(
     Raises:
         UserError: an empty or over-long text, or an embedding model that is not to be had.
     """
+    for premise, group in answers.items():
+        for id, text in group:
+            if len(text) > LONGEST:
+                raise UserError(
+                    f"the answer {id} to prompt {premise} has {len(text):,} characters; at most {LONGEST:,} are compared "
+                    f"({text[:40]!r} …)",
+                    "take it out, or cut it",
+                )
     texts = [text for group in answers.values() for _, text in group]
     vectors = {kind: embed(texts, models[kind], f"{kind}") for kind in kinds if kind in EMBEDDED_KINDS}
     found, start = [], 0
@@ -53,7 +62,8 @@ def deviations(
             kind: mean_distances(vectors[kind][rows]) if kind in vectors else rare_words([text for _, text in group])
             for kind in kinds
         }
-        z = combined([min_max(d) for d in distances.values()])
+        few = len(group) < 3  # of two answers each is as far from the other, whatever rarity of words would say
+        z = np.ones(len(group)) if few else combined([min_max(d) for d in distances.values()])
         weights = mean_one(z, floor)
         for i, (id, _) in enumerate(group):
             raw = {kind: round(float(d[i]), 6) for kind, d in distances.items()}
@@ -80,7 +90,7 @@ def rare_words(texts: list[str]) -> np.ndarray:
 def min_max(distances: np.ndarray) -> np.ndarray:
     """z in 0 … 1 over one prompt: the least deviating answer 0, the most deviating 1; all 1 where they are alike.
 
-    Alike are: a single answer, two answers (each is as far from the other), and identical ones.
+    Alike are: a single answer, two by their distance (each is as far from the other), and identical ones.
     """
     spread = float(np.ptp(distances)) if len(distances) else 0.0
     if spread < ALIKE:

@@ -134,12 +134,15 @@ def table(args) -> None:
     """Figures of the last `frontier`, with what is left of the reward at equal length, as Markdown."""
     import numpy as np
 
+    from toolkit.cli_diversity import reward_weights
     from toolkit.evaluate.frontier import Draws, triple
+    from toolkit.reward.model import reward_folder
 
     folder = args.out / "frontier"
     found = json.loads((folder / "frontier.json").read_text())
     first = found["first"]
-    rating = {r["text"]: r["rating"] for r in read_jsonl(folder / "quality.jsonl") if r["rater"].startswith("reward")}
+    rater = f"reward {reward_weights(reward_folder(args.reward))}"
+    rating = {r["text"]: r["rating"] for r in read_jsonl(folder / "quality.jsonl") if r["rater"] == rater}
     rows = [r for r in read_jsonl(folder / "plots.jsonl") if rating.get(text_id(r["text"])) is not None]
     name_of = {identity: name for name, ids in found["writers"].items() for identity in ids}
     length = lambda r: np.log(len(r["text"].split()))  # noqa: E731

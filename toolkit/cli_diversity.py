@@ -223,7 +223,7 @@ def _reward(args):
 
         yield rate
 
-    weights = _reward_weights(folder)
+    weights = reward_weights(folder)
     pupils = {w.partition("=")[0]: 0 for w in args.writers if any(_taught_by(p) == weights for p in _paths(w))}
     caution = (
         f"reward: {' and '.join(pupils)} learnt from this very reward model, whose praise of it is no independent word; "
@@ -234,7 +234,7 @@ def _reward(args):
     return Rater(f"reward {weights}", opened, caution)
 
 
-def _reward_weights(folder: Path) -> str:
+def reward_weights(folder: Path) -> str:
     from toolkit.models.resolve import digest
 
     return digest([*sorted(folder.glob("*.safetensors")), folder / "reward.json"])
@@ -243,7 +243,7 @@ def _reward_weights(folder: Path) -> str:
 def _taught_by(path: Path) -> str:
     """The weights of the reward model of the run that `path` is or lies in; "" when there is none (it may be taken from a run beside)."""
     found = (p / "reward" for p in (path, *path.parents) if (p / "reward" / "reward.json").is_file())
-    return next(map(_reward_weights, found), "")
+    return next(map(reward_weights, found), "")
 
 
 def _fits(model, text: str) -> bool:

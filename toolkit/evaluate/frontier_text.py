@@ -8,10 +8,13 @@ SELECTION = 0.02  # share of texts without a rating above which the mean is of a
 
 def lines(figures: dict) -> list[str]:
     """What was found, in sentences: differences to the first writer, equal quality, and what to be careful about."""
-    said, raters = [], list(figures["cautions"])
+    said, raters, first = [], list(figures["cautions"]), figures["first"]
+    curve = len({p["temperature"] for p in figures["points"] if p["writer"] == first}) > 1
     for row in figures["over"]:
         said += [_difference(row, figures, rater) for rater in raters or [""]]
-        said += [_equal_quality(row["writer"], figures, rater) for rater in raters]
+        said += [_equal_quality(row["writer"], figures, rater) for rater in raters if curve]
+    if figures["over"] and raters and not curve:
+        said.append(f"At equal quality: {first} has one temperature and draws no curve; --temperatures gives it more.")
     for rater in raters:
         on: dict[str, list[str]] = {}
         for p in figures["points"]:
@@ -75,8 +78,6 @@ def _difference(row: dict, figures: dict, rater: str) -> str:
 
 def _equal_quality(name: str, figures: dict, rater: str) -> str:
     first, by = figures["first"], f"{name} at equal quality by {_star(rater, figures)}"
-    if len({p["temperature"] for p in figures["points"] if p["writer"] == first}) < 2:
-        return f"{by}: {first} has one temperature and draws no curve; --temperatures gives it more."
     found = [(r, r["figures"][f"{rater}/semantic"]) for r in figures["above"] if r["writer"] == name]
     end = " (no interval, too near the curve's end)" if figures["premises"] >= LEAST else ""
     inside = [

@@ -7,8 +7,21 @@ import numpy as np
 from toolkit.narrative.dimensions import DIMENSIONS, SCALE
 
 INK, BASE, ALIGNED, QUIET = "#6b7280", "#8a94a6", "#d9730d", "#c9ced6"
-MANY = (BASE, ALIGNED, "#3b7ea1", "#3f9a63", "#b0569e", "#7a6fd0", "#d0524f", "#a8862a", "#39a0a0", "#96705b")
-MARKS = "osD^vPX<>p"  # beside the colours, for those who tell few of them apart
+MANY = (
+    BASE,
+    ALIGNED,
+    "#3b7ea1",
+    "#3f9a63",
+    "#b0569e",
+    "#7a6fd0",
+    "#d0524f",
+    "#a8862a",
+    "#39a0a0",
+    "#96705b",
+    "#5b8c2a",
+    "#c77d9b",
+)
+MARKS = "osD^vPX<>p*h"  # beside the colours, for those who tell few of them apart
 
 
 def _figure(width: float, height: float, polar: bool = False):

@@ -98,3 +98,20 @@ def test_memory_that_is_freed_is_kept_for_the_next_step():
     for _ in range(20):
         torch.zeros(4_000_000).add_(1)  # 16 MB: 4000 pages, each touched
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 20_000
+
+
+def test_memory_that_a_stage_freed_is_given_back_when_asked():
+    import platform
+
+    import psutil
+    import torch
+
+    from toolkit.hardware import release_memory
+
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("another C library manages memory here")
+    big = torch.ones(60_000_000)  # 240 MB
+    del big
+    kept = psutil.Process().memory_info().rss
+    release_memory()
+    assert psutil.Process().memory_info().rss < kept - 150e6

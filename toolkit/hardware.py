@@ -1,10 +1,13 @@
 """What we run on: cores, memory, disk, and the settings that must stand before torch or llama.cpp load."""
 
+import contextlib
 import ctypes
+import gc
 import logging
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import warnings
 from importlib.metadata import PackageNotFoundError, version
@@ -71,15 +74,16 @@ def free_vram() -> int | None:
         return None
 
 
-def release_vram() -> None:
-    """Give the memory that torch keeps of a finished stage back to the card: llama.cpp asks the card, not torch."""
-    import gc
-    import sys
-
+def release_memory() -> None:
+    """Give back what a finished stage freed: to the card, because llama.cpp asks the card and not torch; to the system,
+    because `keep_freed_memory` keeps it from going by itself.
+    """
+    gc.collect()
     torch = sys.modules.get("torch")  # not loaded, nothing kept
     if torch is not None and torch.cuda.is_available():
-        gc.collect()
         torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library gives it back by itself
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def cache_dir() -> Path:

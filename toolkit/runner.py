@@ -25,7 +25,7 @@ from toolkit.hardware import (
     PeakMemory,
     package_version,
     physical_cores,
-    release_vram,
+    release_memory,
     require_disk,
     require_writable,
 )
@@ -292,7 +292,7 @@ def _do(stage: Stage, recipe: Recipe, key: str, out: Path, names: tuple[str, ...
                 "free some space and run again: what was made so far is kept and reused",
             ) from error
         raise
-    release_vram()
+    release_memory()
     seconds = time.monotonic() - started
     files = {
         str(p.relative_to(partial)): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file() and p != mark

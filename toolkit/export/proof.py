@@ -7,7 +7,7 @@ import numpy as np
 from toolkit.engines.base import Messages, Sampling
 from toolkit.engines.llama import LlamaEngine
 from toolkit.errors import ProofError
-from toolkit.hardware import release_vram
+from toolkit.hardware import release_memory
 from toolkit.narrative.writing import write_prompt
 
 # Largest mean |difference| of log-probabilities, nats a token. The f16 file must be the trained model to rounding: a wrong
@@ -74,7 +74,7 @@ def prove_export(
         logits = network(torch.tensor([tokens], device=network.device)).logits[0].double().cpu()
     reference = logits[:-1].log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None])[:, 0].numpy()
     del network, logits
-    release_vram()
+    release_memory()
     exported = engine.logps(tokens)
     whole = LlamaEngine(f16, n_ctx=2048)
     f16_logps = whole.logps(tokens)

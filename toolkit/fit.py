@@ -11,7 +11,8 @@ from pathlib import Path
 from toolkit.recipe import Recipe
 
 # tokens a second on 2 cores (AMD EPYC with AVX512-BF16, 2026-11-21); measured by whole quickstart runs
-READ, JUDGE, WRITE, FEATURES, REWARD_STEP, DPO_STEP = 900.0, 430.0, 160.0, 1900.0, 435.0, 120.0
+READ, JUDGE, WRITE, FEATURES = 900.0, 430.0, 160.0, 1900.0
+REWARD_STEP, DPO_STEP = {True: 435.0, False: 720.0}, {True: 120.0, False: 265.0}  # by gradient checkpointing
 MADE_PLOT, ASK, DRAFT_PROMPT = 165, 55, 90  # tokens: a well-made plot, one question to the rater, prompt of a draft
 CLAIM = 40  # tokens of a critic's claim or a quote
 KINDS = 6  # of damage (narrative.damage.HARM)
@@ -51,11 +52,14 @@ def estimate(recipe: Recipe) -> dict[str, Estimate]:
         ),
         "reward": (
             f"about {trained / 1000:.0f}k tokens an epoch",
-            15 + seen / FEATURES + r.reward.epochs * trained / REWARD_STEP,
+            15 + seen / FEATURES + r.reward.epochs * trained / REWARD_STEP[r.reward.gradient_checkpointing],
         ),
         "deviation": ("how far answers lie from each other", 15 + drafts * 0.03),
         "pairs": (f"at most {pairs} pairs", 5 + drafts * length / FEATURES) if not r.pairs.file else (r.pairs.file, 1),
-        "dpo": (f"{r.dpo.loss}, {r.dpo.epochs:g} epochs of at most {pairs} pairs", 10 + dpo_tokens / DPO_STEP),
+        "dpo": (
+            f"{r.dpo.loss}, {r.dpo.epochs:g} epochs of at most {pairs} pairs",
+            10 + dpo_tokens / DPO_STEP[r.dpo.gradient_checkpointing],
+        ),
         "export": (f"GGUF {r.export.quantisation} and adapter, with proof", 20),
         "passport": ("of the judge: found, or made once", 2),
         "evaluate": (

@@ -11,7 +11,7 @@ from toolkit.errors import UserError
 
 EXAMPLES = {
     "diversity": "fablesmith diversity runs/quickstart\n  fablesmith diversity mine.jsonl theirs.jsonl --out figures",
-    "frontier": "fablesmith frontier embedded runs/quickstart --temperatures 0.6,0.8,1.0,1.2 --reward runs/quickstart\n"
+    "frontier": "fablesmith frontier embedded runs/quickstart --most 12 --temperatures 0.6,1.0 --reward runs/quickstart\n"
     "  fablesmith frontier dpo=runs/dpo-1 dpo=runs/dpo-2 ddpo=runs/ddpo-1 ddpo=runs/ddpo-2 --judge qwen3-4b",
 }
 ANGLES, OWN_TEMPERATURES = "@angles", re.compile(r"@t([\d.,]+)$")

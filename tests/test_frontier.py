@@ -412,9 +412,9 @@ def test_a_rater_with_a_caution_is_starred_in_table_and_picture(tmp_path):
     assert "not to be trusted" in svg
 
 
-def test_ten_names_with_odd_signs_have_their_own_colours_and_marks(tmp_path):
+def test_twelve_names_with_odd_signs_have_their_own_colours_and_marks(tmp_path):
     found = chart(tmp_path, names=("a",))
-    names = ["a $x$ & <b>", *(f"writer {i}" for i in range(9))]
+    names = ["a $x$ & <b>", *(f"writer {i}" for i in range(11))]
     found["writers"] = {name: ["w"] for name in names}
     found["points"] = [{**p, "writer": name} for name in names for p in found["points"]]
     svg = fr.charts.frontier(found)

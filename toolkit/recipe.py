@@ -18,6 +18,7 @@ import yaml
 from toolkit.errors import UserError
 
 SHIPPED = "shipped"
+WEIGHTED = ("ddpo", "dorpo")  # losses that count a pair by its chosen answer's deviation
 QUANTISATIONS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
 
 

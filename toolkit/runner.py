@@ -30,7 +30,7 @@ from toolkit.hardware import (
     require_writable,
 )
 from toolkit.progress import say
-from toolkit.recipe import SHIPPED, Recipe
+from toolkit.recipe import SHIPPED, WEIGHTED, Recipe
 
 CARD = "stage.json"
 
@@ -83,7 +83,7 @@ def plan(recipe: Recipe) -> list[Stage]:
     Deviations are measured only where a loss or a selection uses them, and only that stage then needs them: runs that
     differ in nothing else share everything before.
     """
-    divpo, weighted = recipe.pairs.select == "divpo", recipe.dpo.loss in ("ddpo", "dorpo")
+    divpo, weighted = recipe.pairs.select == "divpo", recipe.dpo.loss in WEIGHTED
     left_out = {"candidates", "ratings", "reward"} if recipe.pairs.file else set()
     if not (divpo or weighted):
         left_out.add("deviation")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolkit.errors import UserError
 from toolkit.progress import bar, batched, say
-from toolkit.recipe import SHIPPED, Recipe
+from toolkit.recipe import SHIPPED, WEIGHTED, Recipe
 from toolkit.records import (
     REASONS,
     AspectRatings,
@@ -324,7 +324,7 @@ def dpo(recipe: Recipe, work) -> dict:
     """adapter/ (PEFT), metrics.jsonl, tensorboard/."""
     import shutil
 
-    from toolkit.preference.dpo import WEIGHTED, train_dpo
+    from toolkit.preference.dpo import train_dpo
 
     rows = read_jsonl(work.of("pairs") / "pairs.jsonl", PreferencePair)
     weights = None

@@ -9,10 +9,9 @@ from toolkit.errors import ProofError, UserError
 from toolkit.models.load import load_model, load_tokenizer, lora_config
 from toolkit.models.resolve import Model
 from toolkit.models.training import Log, last_checkpoint, trainer_settings
-from toolkit.recipe import DpoSettings, ModelSettings
+from toolkit.recipe import WEIGHTED, DpoSettings, ModelSettings
 from toolkit.records import PreferencePair
 
-WEIGHTED = ("ddpo", "dorpo")  # losses that count a pair by its chosen answer's deviation
 STEP0_TOLERANCE = 1e-3  # reward margin (β · nats) before the first update: adapter on and off must be the same model
 
 

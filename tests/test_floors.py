@@ -8,15 +8,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "toolkit"
 TRADES = ("reward", "preference", "feedback", "safety", "evaluate", "export")
 FLOORS = [
-    ("errors", "records", "progress", "stats", "hardware", "people"),
+    ("errors", "records", "progress", "stats", "hardware", "people", "prompts"),
     ("recipe", "fit"),
-    ("engines", "models", "narrative"),
+    ("engines", "models", "narrative", "greeting"),
     TRADES,
     ("judges",),
-    ("stages", "rater"),
+    ("stages", "greeting_stages", "rater"),
     ("runner",),
     ("api",),
-    ("cli", "cli_judging", "cli_diversity", "demo"),
+    ("cli", "cli_judging", "cli_diversity", "cli_greetings", "demo"),
     ("__init__", "__main__"),
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

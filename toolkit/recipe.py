@@ -149,6 +149,131 @@ class DpoSettings:
 
 
 @dataclass(frozen=True)
+class RequestsSettings:
+    file: str = setting(SHIPPED, "shipped, or a file of requests for greetings")
+    labelled: str = setting(SHIPPED, "shipped, or a file of good and flawed greetings of one request")
+    languages: tuple[str, ...] = setting(
+        ("zh", "en"), "which of the shipped requests and greetings", one_of=("zh", "en")
+    )
+    train: int = setting(0, "requests to train on, drawn from that side; 0 is all", low=0)
+    test: int = setting(24, "requests to compare writers on", low=1)
+    skip_bad_lines: bool = setting(False, "leave bad lines of the files out instead of stopping")
+
+
+@dataclass(frozen=True)
+class SftSettings:
+    """The cold start: a few good greetings."""
+
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    lr: float = setting(2e-4, "learning rate", above=0, high=1)
+    epochs: float = setting(3.0, "passes over the good greetings", above=0)
+    batch: int = setting(4, "greetings a forward pass", low=1)
+    accumulate: int = setting(1, "forward passes a step", low=1)
+    max_tokens: int = setting(512, "longer ones are left out, and counted", low=32)
+    gradient_checkpointing: bool = setting(True, "less memory, more time")
+    save_every: int = setting(20, "steps between checkpoints", low=1)
+
+
+@dataclass(frozen=True)
+class RejectionSettings:
+    """Multi-agent rejection sampling. A role left empty is played by `agents`."""
+
+    agents: str = setting(
+        "base", "engine: base, embedded, a catalogue name, a .gguf file, an http address, a folder or hub id"
+    )
+    writer: str = setting("sft", "who writes: sft (the cold start), base, or an engine")
+    positive: str = setting("", "lists every merit")
+    negative: str = setting("", "lists every fault")
+    judge: str = setting("", "weighs both lists: 1 or 0, with a reason")
+    reflector: str = setting("", "reviews the verdict; overturns it only with cause")
+    per_request: int = setting(4, "answers a request", low=2, high=16)
+    temperatures: tuple[float, ...] = setting((0.7, 1.0), "of the writer, taken in turn", low=0, high=5)
+    examples: int = setting(2, "similar good greetings shown to the judge", low=0, high=8)
+    among: int = setting(8, "drawn from so many nearest ones, so that not everyone sees the same", low=1)
+    retrieval: str = setting(
+        "auto", "embedding model that finds them: auto, multilingual, minilm, ngrams, a folder or hub id"
+    )
+    words: int = setting(96, "tokens of each list of merits or faults, and of a reason", low=16, high=1000)
+    tries: int = setting(2, "times an agent is asked when it gives no usable answer", low=1, high=5)
+    pairs: int = setting(2, "pairs a request at most", low=1)
+    length_ratio: float = setting(1.5, "longer answer of a pair at most so many times the shorter", low=1)
+    curated: bool = setting(True, "the train side's good and flawed greetings are pairs too")
+
+
+@dataclass(frozen=True)
+class PairwiseSettings:
+    """The Bradley–Terry reward model."""
+
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    lr: float = setting(1e-4, "learning rate", above=0, high=1)
+    epochs: float = setting(2.0, "passes over the pairs", above=0)
+    batch: int = setting(4, "pairs a forward pass", low=1)
+    accumulate: int = setting(1, "forward passes a step", low=1)
+    max_tokens: int = setting(768, "pairs with a longer text are left out, and counted", low=32)
+    gradient_checkpointing: bool = setting(True, "less memory, more time")
+    save_every: int = setting(20, "steps between checkpoints", low=1)
+
+
+@dataclass(frozen=True)
+class PrinciplesSettings:
+    """The principle-guided judge, and the adversarial rounds that sharpen its principles."""
+
+    agent: str = setting(
+        "base", "engine of generator, detector, reflector and optimiser; the detector is the reward's judge"
+    )
+    detector: str = setting(SHIPPED, "shipped, or a file of judging principles (Markdown, at most 10 rules)")
+    generator: str = setting(SHIPPED, "shipped, or a file of ways to write a flawed greeting")
+    rounds: int = setting(3, "adversarial rounds at most; 0 takes the principles as they are", low=0, high=50)
+    per_round: int = setting(8, "requests a round, in batches of 4", low=4)
+    patience: int = setting(2, "rounds without a gain on held-out greetings before it stops", low=1)
+    words: int = setting(128, "tokens of an explanation or a suggestion", low=16, high=1000)
+    tries: int = setting(2, "times an agent is asked when it gives no usable answer", low=1, high=5)
+
+
+@dataclass(frozen=True)
+class GrpoSettings:
+    """Defaults are the published ones (7B, whole model); LoRA on a small model wants a higher rate."""
+
+    rewards: tuple[str, ...] = setting(
+        ("model",), "what pays: model (Bradley–Terry), judge (principles), or both", one_of=("model", "judge")
+    )
+    weights: tuple[float, ...] = setting((1.0,), "of each reward, in that order", low=0)
+    guard: float = setting(
+        1.0, "taken off for an answer that breaks form: empty, other language or script, too long, unfinished …", low=0
+    )
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    lr: float = setting(3e-7, "learning rate", above=0, high=1)
+    beta: float = setting(0.001, "weight of the KL divergence from the start (low-variance estimator)", low=0)
+    samples: int = setting(4, "answers a request", low=2, high=64)
+    batch: int = setting(32, "requests a round of writing", low=1)
+    mini_batch: int = setting(16, "answers a forward pass", low=1)
+    updates: int = setting(2, "optimiser steps a round of writing", low=1)
+    epochs: float = setting(5.0, "passes over the requests", above=0)
+    steps: int = setting(0, "optimiser steps at most; 0 goes by epochs", low=0)
+    prompt_tokens: int = setting(256, "longer requests are left out, and counted", low=16)
+    max_tokens: int = setting(512, "longest answer", low=16)
+    temperature: float = setting(1.0, "of the writing", above=0, high=5)
+    vllm: str = setting(
+        "auto", "write through vLLM: auto (where it is installed, with a GPU), never", one_of=("auto", "never")
+    )
+    gradient_checkpointing: bool = setting(True, "less memory, more time")
+    save_every: int = setting(10, "steps between checkpoints", low=1)
+
+
+@dataclass(frozen=True)
+class TripwireSettings:
+    """Watches a training for reward hacking: reward climbs while something the reward does not see falls."""
+
+    every: int = setting(0, "steps between looks; 0 is off", low=0)
+    prompts: int = setting(8, "prompts of the probe", low=2)
+    samples: int = setting(2, "answers to each", low=2, high=8)
+    diversity: float = setting(0.3, "share of the start's diversity that may be lost", above=0, high=1)
+    length: float = setting(2.0, "times longer or shorter than the start", above=1)
+    repetition: float = setting(0.15, "more repeated word runs than at the start, share", above=0, high=1)
+    kl: float = setting(1.0, "nats a token from the start", above=0)
+
+
+@dataclass(frozen=True)
 class ExportSettings:
     quantisation: str = setting("Q8_0", "of the GGUF", one_of=QUANTISATIONS)
 
@@ -164,8 +289,11 @@ class EvaluateSettings:
     people: str = setting("", "a file of people's ratings for that passport")
     panel: int = setting(4, "test premises whose plots a panel of critics hears besides; 0 is none", low=0)
     jury: tuple[str, ...] = setting((), "more engines on the panel, beside the judge")
-    per_premise: int = setting(2, "plots a premise from each of the two", low=1, high=16)
-    temperature: float = setting(0.8, "of both writers", low=0, high=5)
+    per_premise: int = setting(2, "texts a premise or request from each writer", low=1, high=16)
+    best_of: int = setting(
+        4, "greetings: the cold start's best of so many stands beside; 1 leaves it out", low=1, high=16
+    )
+    temperature: float = setting(0.8, "of all writers", low=0, high=5)
 
 
 @dataclass(frozen=True)
@@ -175,6 +303,8 @@ class Recipe:
     name: str = setting("unnamed", "of the run's folder")
     about: str = setting("", "one line")
     memory: str = setting("", "what it needs")
+    task: str = setting("plot", "what is written", one_of=("plot", "greeting"))
+    align: str = setting("dpo", "by what the writer is aligned: dpo, grpo (greetings)", one_of=("dpo", "grpo"))
     seed: int = setting(1, "of everything drawn at random", low=0)
     model: ModelSettings = field(default_factory=ModelSettings)
     premises: PremisesSettings = field(default_factory=PremisesSettings)
@@ -183,7 +313,14 @@ class Recipe:
     reward: RewardSettings = field(default_factory=RewardSettings)
     pairs: PairsSettings = field(default_factory=PairsSettings)
     deviation: DeviationSettings = field(default_factory=DeviationSettings)
+    requests: RequestsSettings = field(default_factory=RequestsSettings)
+    sft: SftSettings = field(default_factory=SftSettings)
+    rejection: RejectionSettings = field(default_factory=RejectionSettings)
+    pairwise: PairwiseSettings = field(default_factory=PairwiseSettings)
+    principles: PrinciplesSettings = field(default_factory=PrinciplesSettings)
     dpo: DpoSettings = field(default_factory=DpoSettings)
+    grpo: GrpoSettings = field(default_factory=GrpoSettings)
+    tripwire: TripwireSettings = field(default_factory=TripwireSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 

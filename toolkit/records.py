@@ -1,4 +1,4 @@
-"""What flows: Premise → Plot → AspectRatings → PreferencePair. Frozen, JSONL on disk, one format all the way."""
+"""What flows: Premise → Plot → AspectRatings → PreferencePair, and Request → greeting → PreferencePair. Frozen, JSONL on disk, one format all the way."""
 
 import dataclasses
 import hashlib
@@ -81,6 +81,40 @@ class PreferencePair:
     rejected_scores: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a greeting is asked for, as a person types it. `length` is short, medium or long (greeting.form.LENGTHS)."""
+
+    id: str
+    text: str
+    occasion: str = ""
+    receiver: str = ""
+    relation: str = ""
+    tone: str = ""
+    length: str = "medium"
+    language: str = "en"
+
+    @property
+    def side(self) -> str:
+        return side_of(self.id)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A good greeting and a flawed one for the same request, about equally long. `flaw` is a kind of greeting.requests.FLAWS."""
+
+    request_id: str
+    request: str
+    good: str
+    bad: str
+    flaw: str = ""
+    language: str = "en"
+
+    @property
+    def side(self) -> str:
+        return side_of(self.request_id)
+
+
 # why a pair of candidates did not become a preference pair, in the order in which it is checked
 REASONS = {
     "margin": "the mean reward differs too little",
@@ -92,12 +126,22 @@ REASONS = {
     "budget": "enough surer pairs in all",
 }
 
-Record = TypeVar("Record", Premise, Plot, AspectRatings, PreferencePair)
+Record = TypeVar("Record", Premise, Plot, AspectRatings, PreferencePair, Request, Labelled)
 
 
 def split_of(id: str) -> str:
     """ "test" for one id in five, decided by the id alone: a premise never changes sides, whatever file it is in."""
     return "test" if int(hashlib.sha256(id.encode()).hexdigest(), 16) % 5 == 0 else "train"
+
+
+def side_of(id: str) -> str:
+    """ "train" (60 %), "validate" (15 %) or "test" (25 %), decided by a request's id alone.
+
+    Writers and reward models learn from the first; thresholds and principles are chosen on the second; the third is
+    for the final comparison and the judge that nothing else has seen.
+    """
+    place = int(hashlib.sha256(id.encode()).hexdigest(), 16) % 20
+    return "train" if place < 12 else "validate" if place < 15 else "test"
 
 
 def text_id(text: str, prefix: str = "t") -> str:
@@ -182,7 +226,7 @@ def read_premises(path: Path, skip_bad_lines: bool = False) -> Imported:
         text = _turns(kind, row)[0]
         return Premise(id=str(row.get("id") or text_id(text, "p")), text=text, language=guess_language(text))
 
-    return _import(path, make, skip_bad_lines)
+    return import_rows(path, make, skip_bad_lines)
 
 
 def read_plots(path: Path, skip_bad_lines: bool = False) -> Imported:
@@ -217,7 +261,7 @@ def read_plots(path: Path, skip_bad_lines: bool = False) -> Imported:
             raise ValueError("no answer: this is no plot")
         return Plot(id=own_id(row, answer), text=answer, premise=premise)
 
-    return _import(path, make, skip_bad_lines)
+    return import_rows(path, make, skip_bad_lines)
 
 
 def read_pairs(path: Path, skip_bad_lines: bool = False) -> Imported:
@@ -235,7 +279,7 @@ def read_pairs(path: Path, skip_bad_lines: bool = False) -> Imported:
             raise ValueError("chosen and rejected are the same text")
         return PreferencePair(prompt, chosen, rejected, premise_id=str(row.get("premise_id") or text_id(prompt, "p")))
 
-    return _import(path, make, skip_bad_lines)
+    return import_rows(path, make, skip_bad_lines)
 
 
 def guess_language(text: str) -> str:
@@ -368,14 +412,17 @@ def _lines(path: Path) -> Iterator[tuple[int, str | dict]]:
     yield from ((i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
-def _import(path: Path, make, skip_bad_lines: bool) -> Imported:
+def import_rows(path: Path, make, skip_bad_lines: bool = False, detect=None) -> Imported:
+    """Read a user's file row by row. `make(kind, row)` builds a record or raises ValueError with what is wrong; `detect(row)`
+    names the row's format (all of one file alike; by default one of FORMATS).
+    """
     rows, bad, seen, found = [], [], set(), None
     for number, line in _lines(Path(path)):
         try:
             row = line if isinstance(line, dict) else json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError("not a JSON object")
-            kind = _detect(row)
+            kind = (detect or _detect)(row)
             if found and kind != found:
                 raise ValueError(f"this line is {kind}, the lines before are {found}")
             record = make(kind, row)

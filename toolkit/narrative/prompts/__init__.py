@@ -1,33 +1,9 @@
-"""The prompts are the text files beside this one: NAME.LANGUAGE.txt, with {places} to fill."""
+"""The house's prompts about plots; lists are `fillers` (flat sentences that tell nothing) and `angles` (ways to tell a story)."""
 
-from functools import cache
+from functools import partial
 from pathlib import Path
 
+from toolkit import prompts
 
-@cache
-def _template(name: str, language: str) -> str:
-    folder = Path(__file__).parent
-    path = folder / f"{name}.{language}.txt"
-    return (path if path.exists() else folder / f"{name}.en.txt").read_text(encoding="utf-8").strip()
-
-
-def prompt(file: str, language: str = "en", /, **places: str) -> str:
-    """The prompt file with its places filled; English where a language has no file of its own.
-
-    Filled by replacement, not str.format: braces in a user's text are only text.
-    """
-    text = _template(file, language)
-    pieces = []
-    while text:
-        start = text.find("{")
-        end = text.find("}", start)
-        if start < 0 or end < 0:
-            break
-        pieces += [text[:start], places[text[start + 1 : end]]]
-        text = text[end + 1 :]
-    return "".join(pieces) + text
-
-
-def lines(file: str, language: str = "en") -> list[str]:
-    """The lines of a file that is a list: `fillers` (flat sentences that tell nothing), `angles` (ways to tell a story)."""
-    return _template(file, language).splitlines()
+prompt = partial(prompts.fill, Path(__file__).parent)
+lines = partial(prompts.lines, Path(__file__).parent)

@@ -1,0 +1,8 @@
+"""What the agents around a greeting are asked."""
+
+from functools import partial
+from pathlib import Path
+
+from toolkit import prompts
+
+prompt = partial(prompts.fill, Path(__file__).parent)

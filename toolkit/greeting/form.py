@@ -126,14 +126,14 @@ _HEAD = re.compile(
     rf"(?:<\|?im_start\|?>\s*)?{_ROLE}\s*[:：]\s*"
     r"|<\|?im_start\|?>\s*\w*\s*"
     r"|(?:以下是|下面是|这是|這是|好的|当然|當然)[^\n。！？]{0,40}[:：]\s*"
-    r"|[^\n，。！？:：]{0,10}(?:祝福语|祝福語|祝福|贺词|賀詞|贺卡|文案)\s*[:：]\s*"
+    r"|[^\n，。！？:：我]{0,6}(?:祝福语|祝福語|祝福|贺词|賀詞|贺卡|文案)\s*[:：]\s*"
     r"|(?:sure|certainly|of course|absolutely)[!,.]?\s+(?=here)"
     r"|here(?:'s| is| are|’s)\b[^\n.!?]{0,90}:\s*"
     r"|(?:the |your |my )?(?:greeting|message|blessing|wish|toast|card|answer|response)(?: message| card)?\s*:\s*",
     re.IGNORECASE,
 )
 _TAIL = re.compile(rf"<\|?im_(?:end|start)\|?>|</?s>|\n\s*{_ROLE}\s*[:：]", re.IGNORECASE)
-_ITEM = re.compile(r"(?m)^\s*(?:\(?\d{1,2}[.)、）]|[（(][一二三四五六七八九十][)）]|[-*•·])\s*(?=\S)")
+_ITEM = re.compile(r"(?m)^\s*(?:\(?\d{1,2}[.)、）]|[（(][一二三四五六七八九十][)）]|[-*•·])\s*(?=[^\s\d])")
 _ENDS = re.compile(r"[.!?…。！？~～♪♥♡❤\U0001f300-\U0001faff][\"”’」』）)\ufe0f]*$")
 
 

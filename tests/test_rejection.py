@@ -392,3 +392,34 @@ def test_a_record_reads_as_a_debate(tmp_path):
 def test_a_record_without_a_verdict_says_why():
     assert "no verdict" in (shown := show_record(said("a", 0, 9, None, error="judge: timed out")))
     assert "judge: timed out" in shown
+
+
+# ---- real models
+
+
+def test_transformers_engines_that_play_both_sides_are_repeatable(tiny, tmp_path):
+    from toolkit.engines.hf import TransformersEngine
+    from toolkit.models.load import load_model, load_tokenizer
+    from toolkit.models.resolve import resolve
+
+    model = resolve(str(tiny))
+    one, two = (TransformersEngine(load_model(model), load_tokenizer(model)) for _ in range(2))
+    actor = Actor((GOOD, GOOD + " Hooray!"))
+    rows = []
+    for name in ("a", "b"):
+        agents = Agents(actor, one, two, actor, actor)
+        _, records = run(agents, tmp_path / name, words=16, tries=2)
+        rows.append([dataclasses.replace(r, seconds=0) for r in records])
+    assert rows[0] == rows[1]
+    assert all(r.final is not None or r.error for r in rows[0])
+
+
+@pytest.mark.slow
+def test_the_embedded_model_plays_every_role(tmp_path):
+    from toolkit.engines.load import load_engine
+
+    engine = load_engine("embedded")
+    facts, records = run(engine, tmp_path, EN[1:2], words=32)
+    engine.close()
+    assert facts["asked"] == facts["broken"] + facts["judged"] + sum(facts["no_verdict"].values())
+    assert all(r.final in (0, 1) or r.error for r in records)

@@ -23,11 +23,11 @@ from toolkit.greeting.form import broken, clean, plain, units_of
 from toolkit.greeting.prompts import prompt
 from toolkit.greeting.writing import answer_tokens, greet_prompt
 from toolkit.narrative.quoting import quoted
-from toolkit.progress import bar
+from toolkit.progress import bar, batched
 from toolkit.recipe import RejectionSettings
 from toolkit.records import Labelled, Request, append_jsonl, guess_language, read_jsonl, write_jsonl
 
-UNIT = 4  # requests asked together and kept together; all of one language
+UNIT = 4  # requests asked together and kept together; all of one language and length
 SHORTEST_QUOTE = {"zh": 4, "en": 3}  # characters, words: less occurs in any text
 
 
@@ -64,12 +64,10 @@ def sample(
         EngineDown: an engine is gone; what stands in the file is not asked again by the next call.
     """
     path = out / "records.jsonl"
-    units = [
-        group[at : at + UNIT]
-        for language in sorted({r.language for r in requests})
-        for group in [[r for r in requests if r.language == language]]
-        for at in range(0, len(group), UNIT)
-    ]
+    alike: dict[tuple[str, str], list[Request]] = {}  # one language, one room for the answers
+    for r in requests:
+        alike.setdefault((r.language, r.length), []).append(r)
+    units = [unit for _, group in sorted(alike.items()) for unit in batched(group, UNIT)]
     rows = read_jsonl(path)
     count = Counter(row["request_id"] for row in rows)
     done = [all(count[r.id] == settings.per_request for r in unit) for unit in units]
@@ -106,7 +104,7 @@ def _debate(
 
 def _write(writer: Engine, unit: list[Request], settings: RejectionSettings, seed: int) -> list[dict]:
     n = settings.per_request
-    room = max(map(answer_tokens, unit))
+    room = answer_tokens(unit[0])
     heats = [settings.temperatures[k % len(settings.temperatures)] for k in range(n)]
     samplings = [Sampling(temperature=t, max_tokens=room, seed=seed) for t in heats]
     asks = [greet_prompt(r) for r in unit]

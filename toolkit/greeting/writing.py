@@ -1,10 +1,11 @@
 """How a request is put to a writer: the same messages for candidates, training, `write --as greeting` and evaluation."""
 
+import math
 import re
 
 from toolkit.engines.base import Messages
 from toolkit.errors import UserError
-from toolkit.greeting.form import bounds, script_for, to_script
+from toolkit.greeting.form import SLACK, bounds, script_for, to_script
 from toolkit.greeting.prompts import prompt
 from toolkit.records import Request, guess_language, text_id
 
@@ -64,9 +65,9 @@ def guess_length(text: str) -> str:
 
 
 def answer_tokens(request: Request) -> int:
-    """Room for an answer in tokens: as many as the longest form that is not broken may need.
+    """Room for an answer in tokens, so that the longest one that is not too long (`form.broken`) is not cut.
 
-    Three tokens a Chinese character (small vocabularies split characters into bytes), two an English word, and SLACK.
+    2.2 tokens a Chinese character and 1.6 an English word: the most that any shipped greeting takes with the embedded
+    model's tokenizer, which splits Chinese characters into bytes; large vocabularies need half.
     """
-    most = bounds(request)[1]
-    return int(most * (3 if request.language == "zh" else 2) * 1.5)
+    return math.ceil(bounds(request)[1] * SLACK * (2.2 if request.language == "zh" else 1.6))

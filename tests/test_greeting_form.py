@@ -65,7 +65,10 @@ def test_the_lengths_follow_on_one_another():
         ("祝你", "both"),
         ("台北的周末", "both"),  # traditional texts have 台 and 周 too
         ("祝你生日快樂，台灣的朋友們，這個周末在公園裡見", "traditional"),
-        ("乾坤", "both"),
+        ("溫暖的家，看著你長大", "traditional"),
+        ("户外温暖，願你開心", "traditional"),  # Hong Kong's forms
+        ("看著", "traditional"),
+        ("著名的乾坤", "both"),
         ("hello", ""),
     ],
 )
@@ -76,6 +79,10 @@ def test_the_script_is_told_by_telling_characters(text, script):
 def test_texts_are_put_into_the_other_script_by_phrases():
     assert to_script("头发和发财", "traditional") == "頭髮和發財"
     assert to_script("頭髮和發財", "simplified") == "头发和发财"
+
+
+def test_taiwans_particle_becomes_the_mainlands():
+    assert to_script("看著妳長大，顯著", "simplified") == "看着妳长大，显著"
 
 
 def test_a_text_that_fits_its_script_is_left_alone():
@@ -163,7 +170,12 @@ def test_cleaning_puts_an_answer_into_the_requests_script():
 
 
 def test_cleaning_twice_changes_nothing_more():
-    for text in ("助手：“祝福语：" + ZH_FINE + "”", "1. " + ZH_FINE):
+    for text in (
+        "助手：“祝福语：" + ZH_FINE + "”",
+        "1. " + ZH_FINE,
+        "“assistant:}a2\n2. <|im_end|>\nUser:X",
+        "a\0，樂.",
+    ):
         assert clean(clean(text, ZH), ZH) == clean(text, ZH)
 
 

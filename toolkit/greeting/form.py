@@ -50,6 +50,10 @@ def _converter(name: str):
     return OpenCC(name)
 
 
+def _convert(text: str, name: str) -> str:
+    return _converter(name).convert(text.replace("\0", " "))  # it stops at a zero byte
+
+
 def _common_in_big5(c: str) -> bool:
     """Whether a character is of Big5's first level (5,401 common ones of traditional Chinese; lead bytes below 0xC9)."""
     try:
@@ -62,10 +66,11 @@ def script_of(text: str) -> str:
     """ "simplified", "traditional", "mixed" (characters of both), "both" (none that tells), or "" without Chinese."""
     if not _HAN_ONE.search(text):
         return ""
-    traditional = _converter("t2s").convert(text) != text
-    # 台, 里, 群 change too, but traditional texts have them as well: only what is not common there tells
-    after = _converter("s2t").convert(text)
-    simplified = any(a != b and not _common_in_big5(a) for a, b in zip(text, after, strict=False))
+    traditional = _convert(text, "tw2s") != text
+    # 台, 里 change too, but traditional texts have them as well, as Hong Kong has 温 and 户: what changes in every
+    # standard and is not common in Big5 tells
+    after = zip(text, _convert(text, "s2t"), _convert(text, "s2hk"), strict=False)
+    simplified = any(a not in (b, c) and not _common_in_big5(a) for a, b, c in after)
     if simplified and traditional:
         return "mixed"
     return "simplified" if simplified else "traditional" if traditional else "both"
@@ -75,7 +80,7 @@ def to_script(text: str, script: str) -> str:
     """`text` in simplified or traditional characters (forms of Taiwan's standard); unchanged where it fits already."""
     if script_of(text) in ("", "both", script):
         return text
-    return _converter("t2s" if script == "simplified" else "s2tw").convert(text)
+    return _convert(text, "tw2s" if script == "simplified" else "s2tw")  # tw2s knows 看著 besides 著名
 
 
 def script_for(request: Request) -> str:
@@ -143,20 +148,26 @@ def clean(text: str, request: Request) -> str:
 
     Nothing is added, and several list items are left for `broken` to see.
     """
-    text = unicodedata.normalize("NFC", re.sub(r"(?s)<think>.*?(?:</think>|$)", "", text)).strip()
-    before = None
-    while text != before:
-        before = text
-        text = _HEAD.sub("", text, 1).strip() if _HEAD.match(text) else text
-        for first, last in _QUOTES:
-            inner = text[1:-1]
-            if len(text) > 2 and text[0] == first and text[-1] == last and first not in inner and last not in inner:
-                text = inner.strip()
-            elif text.startswith(first) and text.count(last) == (first == last):  # opened, never closed
-                text = text[1:].strip()
-        text = text.replace("**", "").strip()
-        if len(_ITEM.findall(text)) == 1 and _ITEM.match(text):
-            text = _ITEM.sub("", text, 1).strip()
+    for _ in range(5):  # what one pass takes off may lay bare a label or a quote for the next
+        before, text = text, _clean(text, request)
+        if text == before:
+            break
+    return text
+
+
+def _clean(text: str, request: Request) -> str:
+    text = unicodedata.normalize("NFC", re.sub(r"(?s)<think>.*?(?:</think>|$)|[\x00-\x08\x0b-\x1f]", "", text)).strip()
+    if _HEAD.match(text):
+        text = _HEAD.sub("", text, 1).strip()
+    for first, last in _QUOTES:
+        inner = text[1:-1]
+        if len(text) > 2 and text[0] == first and text[-1] == last and first not in inner and last not in inner:
+            text = inner.strip()
+        elif text.startswith(first) and text.count(last) == (first == last):  # opened, never closed
+            text = text[1:].strip()
+    text = text.replace("**", "").strip()
+    if len(_ITEM.findall(text)) == 1 and _ITEM.match(text):
+        text = _ITEM.sub("", text, 1).strip()
     text = text[: m.start()].strip() if (m := _TAIL.search(text)) else text
     text = re.sub(r"[ \t]+", " ", re.sub(r"\s*\n\s*", "\n", text))
     if request.language == "zh":
@@ -246,7 +257,7 @@ def plain(text: str) -> str:
     """Text as it counts for "the same text": simplified, lower case, letters and digits only, one space between words."""
     text = unicodedata.normalize("NFKC", text).lower()
     if guess_language(text) == "zh":
-        return re.sub(r"[\W_]+", "", _converter("t2s").convert(text))
+        return re.sub(r"[\W_]+", "", _convert(text, "tw2s"))
     return re.sub(r"[\W_]+", " ", text).strip()
 
 

@@ -145,3 +145,62 @@ def _scale(recipe: Recipe) -> float | None:
     except KeyError:
         return None
     return max(0.05, millions / EMBEDDED_MILLIONS)
+
+
+# hidden, layers, MLP width, attention heads, key heads, head size, vocabulary, whether input and output embeddings are one;
+# from the models' published configurations
+DIMENSIONS = {
+    "Qwen/Qwen2.5-7B-Instruct": (3584, 28, 18944, 28, 4, 128, 152064, False),
+    "Qwen/Qwen2.5-3B-Instruct": (2048, 36, 11008, 16, 2, 128, 151936, True),
+    "Qwen/Qwen2.5-1.5B-Instruct": (1536, 28, 8960, 12, 2, 128, 151936, True),
+}
+NF4_BYTES = 0.516  # a parameter in NF4 with double quantisation
+GIB = 2**30
+
+
+def grpo_memory(recipe: Recipe) -> dict[str, float] | None:
+    """GiB of GPU memory that GRPO takes by part, and their peak; None where the model's dimensions are not known.
+
+    Writing and updating do not overlap, so the larger of the two counts. By arithmetic, not measured: weights (NF4 or 16
+    bit), the reward model's own copy, the judge's GGUF when it runs on the card, LoRA with its copy and Adam's states, the
+    cache of all answers written side by side, checkpointed activations with one layer recomputed, and float32 logits of a
+    mini-batch's answers with their gradient.
+    """
+    dims = DIMENSIONS.get(recipe.model.id) or _dimensions(recipe.model.id)
+    if dims is None:
+        return None
+    hidden, layers, width, heads, kv, head, vocab, tied = dims
+    g, each = recipe.grpo, NF4_BYTES if recipe.model.four_bit else 2.0
+    block = layers * (hidden * heads * head * 2 + hidden * kv * head * 2 + 3 * hidden * width)
+    table = vocab * hidden * 2
+    lora = layers * recipe.sft.lora.r * (2 * hidden * 2 + 2 * heads * head + 2 * kv * head + 3 * (hidden + width))
+    tokens = g.mini_batch * (g.prompt_tokens + g.max_tokens)
+    kept = tokens * hidden * layers * 2 if g.gradient_checkpointing else tokens * layers * (16 * hidden + 6 * width)
+    one = tokens * (12 * hidden + 6 * width) * 2
+    logits = g.mini_batch * g.max_tokens * vocab * 4 * 2
+    part = {
+        "weights": block * each + table * (1 if tied else 2),
+        "reward model": (block * each + table) * ("model" in g.rewards),
+        "judge": (block + vocab * hidden * (1 if tied else 2)) * 1.07 * ("judge" in g.rewards),
+        "adapter": lora * (4 + 4 + 8 + 4),
+        "writing": g.batch * g.samples * (g.prompt_tokens + g.max_tokens) * layers * 2 * kv * head * 2,
+        "update": kept + one + logits,
+        "context": 0.8 * GIB,
+    }
+    gib = {name: round(size / GIB, 2) for name, size in part.items()}
+    least = ("writing", "update")
+    return {**gib, "peak": round(sum(v for n, v in gib.items() if n not in least) + max(gib[n] for n in least), 1)}
+
+
+def _dimensions(id: str) -> tuple | None:
+    config = Path(id) / "config.json"
+    if not config.is_file():
+        return None
+    c = json.loads(config.read_text())
+    try:
+        heads, hidden = c["num_attention_heads"], c["hidden_size"]
+        head = c.get("head_dim") or hidden // heads
+        sizes = (hidden, c["num_hidden_layers"], c["intermediate_size"], heads, c.get("num_key_value_heads", heads))
+        return (*sizes, head, c["vocab_size"], bool(c.get("tie_word_embeddings")))
+    except KeyError:
+        return None

@@ -20,7 +20,7 @@ from pathlib import Path
 from toolkit import greeting_stages as G
 from toolkit import stages as S
 from toolkit.errors import UserError
-from toolkit.fit import estimate
+from toolkit.fit import estimate, grpo_memory
 from toolkit.hardware import (
     PACKAGES,
     PeakMemory,
@@ -264,6 +264,10 @@ def show_plan(recipe: Recipe, out: Path, until: str = "") -> str:
     ending = " and what is marked ?: its model's size is not known before it is fetched" if unknown else ""
     head = f"{recipe.name}: {recipe.about}\n" if recipe.about else f"{recipe.name}\n"
     needs = f"needs {recipe.memory}\n" if recipe.memory else ""
+    gpu = grpo_memory(recipe) if recipe.align == "grpo" and recipe.model.four_bit else None
+    if gpu:
+        parts = ", ".join(f"{name} {gib:g}" for name, gib in gpu.items() if name != "peak" and gib)
+        needs += f"GPU memory of grpo, by arithmetic: {gpu['peak']:g} GiB ({parts}; writing and update in turn)\n"
     return (
         f"{head}{needs}in {out}:\n"
         + "\n".join(rows)

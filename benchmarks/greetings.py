@@ -19,8 +19,9 @@ from toolkit.hardware import prepare_environment
 
 prepare_environment(offline=True)
 
-from toolkit import greeting_stages as G  # noqa: E402
 from toolkit.greeting.form import broken  # noqa: E402
+
+from toolkit import greeting_stages as G  # noqa: E402
 from toolkit.recipe import Recipe, load_recipe  # noqa: E402
 from toolkit.records import Request, read_jsonl  # noqa: E402
 from toolkit.runner import Work  # noqa: E402

@@ -82,7 +82,7 @@ def test_a_requests_pairs_stand_on_one_side_of_a_cut():
 
 def test_the_regression_is_where_its_gradient_is_nothing():
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(30, 4)) + [0.5, 0, 0, 0]
+    x = rng.normal(size=(30, 4)) + np.array([0.5, 0, 0, 0])
     w = _logistic(x, 0.01)
     gradient = 0.01 * w - (x / (1 + np.exp(x @ w))[:, None]).mean(0)
     assert np.abs(gradient).max() < 1e-6

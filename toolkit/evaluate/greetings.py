@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolkit.errors import UserError
-from toolkit.evaluate.measures import length_of, ngrams, opening_of, pair_distance, words_of
+from toolkit.evaluate.measures import ngrams, opening_of, pair_distance, words_of
 from toolkit.evaluate.shared_names import names_interval
 from toolkit.evaluate.unseen import MODELS, Unseen
+from toolkit.greeting.form import length_of
 from toolkit.models.embed import embed
 from toolkit.records import Request
 from toolkit.stats import bootstrap, length_controlled, rounded, share_interval
@@ -96,7 +97,7 @@ def measure(
         "writers": [{"name", "texts", "missing" (requests without an answer), "empty",
         "scores": {scorer: {"mean", "difference", "unscored"}},
         "unseen": {"mean", "difference", "wins", "by_language", "length_controlled", "won", "lost", "tied"} or None,
-        "diversity": {"mean", "difference"}, "by_language": {language: {"length", "openings", "repeats"}},
+        "diversity": {"mean", "difference"}, "by_language": {language: {"length" (greeting.form.length_of), "openings", "repeats"}},
         "broken": {"share", "reasons"} or None, "telling", "seconds", "calls", "tokens"}]}. The baseline has no difference.
 
     Raises:
@@ -184,7 +185,7 @@ class _Answers:
         found = _mean_and_difference(_means(self.judged), _means(base.judged) if base else None, seed)
         if base is None:
             return found
-        meetings = {r.id: self._meetings(base, r.id) for r in self.requests if r.id in base.texts}
+        meetings = {r.id: self._meetings(base, r) for r in self.requests if r.id in base.texts}
         language = {r.id: r.language for r in self.requests}
         points = {id: rows[:, 0] for id, rows in meetings.items()}
         every = np.concatenate([*points.values(), []])
@@ -199,17 +200,17 @@ class _Answers:
             **{name: int((every == value).sum()) for name, value in (("won", 1), ("lost", 0), ("tied", 0.5))},
         }
 
-    def _meetings(self, base: "_Answers", id: str) -> np.ndarray:
+    def _meetings(self, base: "_Answers", request: Request) -> np.ndarray:
         """(pairs, 2): points of each answer against each of the baseline's to one request, and log ratio of lengths.
 
         Ties count half. Where one of the two has no score (it is empty) it loses; where neither has one they tie.
         """
-        rows = []
+        rows, id = [], request.id
         for (a, x), (b, y) in itertools.product(
             zip(self.texts[id], self.judged[id], strict=True), zip(base.texts[id], base.judged[id], strict=True)
         ):
             x, y = (v if np.isfinite(v) else -np.inf for v in (x, y))
-            ratio = np.log(max(length_of(a), 1) / max(length_of(b), 1))
+            ratio = np.log(max(length_of(a, request.language), 1) / max(length_of(b, request.language), 1))
             rows.append((1.0 if x > y else 0.0 if x < y else 0.5, ratio))
         return np.array(rows)
 
@@ -219,7 +220,7 @@ class _Answers:
         mine = {id: texts for id, texts in mine.items() if texts}
         runs = {id: [set(ngrams(words_of(t), RUN.get(language, 4))) for t in texts] for id, texts in mine.items()}
         begun = {id: [opening_of(t) for t in texts] for id, texts in mine.items()}
-        lengths = {id: np.array([length_of(t) for t in texts], float) for id, texts in mine.items()}
+        lengths = {id: np.array([length_of(t, language) for t in texts], float) for id, texts in mine.items()}
         return {
             "length": rounded(bootstrap(list(_means(lengths).values()), seed=seed), 1),
             "openings": _across(begun, lambda a, b: a == b, seed),

@@ -164,7 +164,9 @@ def figures(labelled: list[Labelled], odds: list[float | None]) -> dict:
         "bad_right": rounded([right[:, 1].mean()])[0] if len(right) else None,
         "auc": rounded(cluster_bootstrap(group(rows), _auc)) if len(known) else none,
         "pairwise": rounded(share_interval(above)) if len(known) else none,
-        "length": {"auc": rounded([_auc(sizes)])[0], "pairwise": rounded([_above(sizes).mean()])[0]} if len(sizes) else {},
+        "length": {"auc": rounded([_auc(sizes)])[0], "pairwise": rounded([_above(sizes).mean()])[0]}
+        if len(sizes)
+        else {},
         "unanswered": int(np.isnan(rows).sum()),
     }
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from toolkit.errors import UserError
 
 MOST = 10  # rules in a list; as published for both lists of the adversarial training
-LONGEST = 300  # characters of a rule; not published, chosen because ten of them still leave room for a greeting in 2k tokens
+LONGEST = (
+    300  # characters of a rule; not published, chosen because ten of them still leave room for a greeting in 2k tokens
+)
 SHIPPED = Path(__file__).parent / "principles"
 
 

@@ -99,7 +99,7 @@ def train(
     progress.close()
     _save(out, history, best, s_g)
     gate = {"pairs": len(labelled_gate), "start": first, "best": figures(labelled_gate, odds)}
-    shift = round(agents.shifts.get(best.rules, 0.0), 4)
+    shift = round(agents.shifts[best.rules], 4) if agents.calibrated else 0.0
     facts = {"language": language, "stopped": stopped, "calibrated": agents.calibrated, "shift": shift, "gate": gate}
     lists = {"detector": best, "generator": s_g}
     return facts | _summed(history) | {k: {"version": p.version, "rules": list(p.rules)} for k, p in lists.items()}

@@ -10,6 +10,8 @@ from toolkit.errors import EngineDown, UserError
 from toolkit.feedback.adversarial import ROLES, train
 from toolkit.feedback.principled import CONTENT_FREE
 from toolkit.greeting.principles import MOST, Principles, load
+from toolkit.greeting.prompts import lines
+from toolkit.greeting.requests import FLAWS
 from toolkit.recipe import PrinciplesSettings
 from toolkit.records import Labelled, Request, read_jsonl
 
@@ -72,7 +74,7 @@ class World:
         if "To train a judge" in text:
             role, number = "generator", int(re.search(r"number (\d+)", text)[1])
             kind = self.kinds[number % len(self.kinds)]
-            value = {"greeting": f"Dear you, {kind} {number}", "hidden": f"there is {kind}"}
+            value = {"greeting": f"Dear you, {kind} {number} is all I have to say today.", "hidden": f"there is {kind}"}
         elif "Explain the judge's error" in text:
             role, value = "reflector", {"explanation": "missed", "suggestion": f"Find {kind}."}
         elif "How could the writer" in text:
@@ -182,6 +184,16 @@ def test_a_generator_that_writes_another_language_is_no_case(tmp_path):
     assert facts["generated"] == 0
     assert facts["passed"] == [None] * 3
     assert facts["errors"]["generator: in another language"] == 8
+
+
+def test_a_flawed_greeting_of_broken_form_is_no_case(tmp_path):
+    facts = run(tmp_path, World(kinds=("[Name]",) * 4), rounds=1)
+    assert facts["generated"] == 0
+    assert facts["dropped"]["generator: form, placeholder"] == 8
+
+
+def test_every_kind_of_flaw_has_its_chinese_words():
+    assert [line.split(": ")[0] for line in lines("flaws", "zh")] == list(FLAWS)
 
 
 def test_too_many_rules_are_refused_and_the_list_never_exceeds_ten(tmp_path):

@@ -12,8 +12,10 @@ from pathlib import Path
 from toolkit.engines.base import Engine
 from toolkit.feedback.principled import BLOCK, PrincipledJudge
 from toolkit.greeting.asking import ask_json
+from toolkit.greeting.form import bounds, broken, clean
 from toolkit.greeting.principles import LONGEST, MOST, Principles, fault
 from toolkit.greeting.prompts import lines, prompt
+from toolkit.greeting.requests import FLAWS
 from toolkit.progress import batched
 from toolkit.recipe import PrinciplesSettings
 from toolkit.records import Labelled, Request, append_jsonl, guess_language, read_jsonl
@@ -142,30 +144,37 @@ class Adversaries:
         return prompt(name, self.language, **places)
 
     def flawed(self, step: str, s_g: Principles, requests: list[Request]) -> list[Case]:
-        sizes = dict(zip(("short", "medium", "long"), lines("lengths", self.language), strict=True))
-        texts = [
-            self._prompt("generate", strategies=s_g.text, request=r.text, length=sizes.get(r.length, sizes["medium"]))
-            for r in requests
-        ]
+        """Greetings the generator means to be bad. Those of broken form are dropped and counted: a rule finds them, no judge is
+        asked about them in training either. "Too short" stays in: it is one of the published ways.
+        """
+        asks = []
+        for r in requests:
+            least, most = map(str, bounds(r))
+            asks.append(self._prompt("generate", strategies=s_g.text, request=r.text, least=least, most=most))
         accept = lambda v: "" if guess_language(v["greeting"]) == self.language else "in another language"  # noqa: E731
         # a long greeting takes as much room again as what is said about it
-        found = self._ask("generator", f"{step}.generate", texts, FLAWED, 2 * self.settings.words, accept)
-        return [
-            Case(r.text, v["greeting"].strip(), False, self._prompt("known_bad", flaw=v["hidden"]), v["hidden"])
-            for r, v in zip(requests, found, strict=True)
-            if v
-        ]
+        found = self._ask("generator", f"{step}.generate", asks, FLAWED, 2 * self.settings.words, accept)
+        cases = []
+        for r, value in zip(requests, found, strict=True):
+            if value is None:
+                continue
+            text = clean(value["greeting"], r)
+            if reasons := [x for x in broken(text, r) if x != "too short"]:
+                self.dropped[f"generator: form, {reasons[0]}"] += 1
+            else:
+                known = self._prompt("known_bad", flaw=value["hidden"])
+                cases.append(Case(r.text, text, False, known, value["hidden"]))
+        return cases
 
     def known(self, rows: list[Labelled]) -> list[Case]:
+        """Both greetings of each labelled pair."""
         fine = self._prompt("known_good")
-        return [
-            case
-            for x in rows
-            for case in (
-                Case(x.request, x.good, True, fine),
-                Case(x.request, x.bad, False, self._prompt("known_bad", flaw=x.flaw) if x.flaw else ""),
-            )
-        ]
+        flaws = dict(line.split(": ", 1) for line in lines("flaws", "zh")) if self.language == "zh" else FLAWS
+        cases = []
+        for x in rows:
+            flaw = self._prompt("known_bad", flaw=flaws.get(x.flaw, x.flaw)) if x.flaw else ""
+            cases += [Case(x.request, x.good, True, fine), Case(x.request, x.bad, False, flaw)]
+        return cases
 
     def how_to_hide(self, step: str, s_g: Principles, found_out: list[tuple[Case, dict]]) -> list[str]:
         texts = [

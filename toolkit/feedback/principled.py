@@ -162,7 +162,7 @@ def figures(labelled: list[Labelled], odds: list[float | None]) -> dict:
         "accuracy": rounded(share_interval([g.ravel() for g in group(right)])),
         "good_right": rounded([right[:, 0].mean()])[0] if len(right) else None,
         "bad_right": rounded([right[:, 1].mean()])[0] if len(right) else None,
-        "auc": rounded(cluster_bootstrap(group(rows), _auc)) if len(known) else none,
+        "auc": rounded(cluster_bootstrap(group(rows), _auc, draws=500)) if len(known) else none,
         "pairwise": rounded(share_interval(above)) if len(known) else none,
         "length": {"auc": rounded([_auc(sizes)])[0], "pairwise": rounded([_above(sizes).mean()])[0]}
         if len(sizes)

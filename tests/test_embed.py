@@ -1,5 +1,7 @@
 """Embeddings: unit vectors, cached, long texts read whole, and clear words where a model is missing."""
 
+import zlib
+
 import numpy as np
 import pytest
 
@@ -56,7 +58,7 @@ def test_an_enormous_text_is_refused_with_its_size():
 def test_a_model_that_is_not_here_offline_is_named_with_what_to_do():
     with pytest.raises(UserError, match="cannot load the embedding model jina") as error:
         embed(SAID, "jina")
-    assert "minilm and stylometry need no network" in error.value.hint
+    assert "minilm, ngrams and stylometry need no network" in error.value.hint
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
@@ -89,6 +91,33 @@ def test_chinese_with_the_english_model_is_said(capsys, monkeypatch):
     monkeypatch.delenv("FABLESMITH_QUIET", raising=False)
     embed(["船夫不肯载一个客人。"])
     assert "minilm knows English only" in capsys.readouterr().err
+
+
+def test_the_words_about_chinese_name_what_works_without_a_network(capsys, monkeypatch):
+    monkeypatch.delenv("FABLESMITH_QUIET", raising=False)
+    embed(["船夫不肯载一个客人。"])
+    assert "multilingual, or ngrams (no network)" in capsys.readouterr().err
+
+
+def test_ngrams_put_chinese_texts_about_the_same_thing_nearer():
+    d = cosine_distances(embed(["七十大寿，写给外公", "外公过寿，写几句话", "乔迁之喜，写给同事"], "ngrams"))
+    assert d[0, 1] < d[0, 2]
+
+
+def test_ngrams_put_english_texts_about_the_same_thing_nearer():
+    texts = ["Birthday card for my grandmother", "birthdays: a poem for grandma", "A toast to the new house"]
+    d = cosine_distances(embed(texts, "ngrams"))
+    assert d[0, 1] < d[0, 2]
+
+
+def test_ngrams_are_units_and_zero_where_there_is_no_letter():
+    vectors = embed(["生日 grand", "!!! 123 a"], "ngrams")
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 0], abs=1e-6)
+
+
+def test_ngrams_are_the_same_in_every_process():
+    # hashed by crc32, not by Python's salted hash
+    assert np.flatnonzero(embed(["生"], "ngrams")[0]).tolist() == [zlib.crc32("生".encode()) % 2048]
 
 
 def test_a_misspelt_model_is_told_with_the_nearest_name():

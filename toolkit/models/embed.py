@@ -1,6 +1,7 @@
 """Texts → unit vectors whose cosine distance says how far apart two texts are, in meaning or in style.
 
 Semantic: sentence-transformers with MiniLM, which a package carries, or any other sentence-embedding model by name.
+Wording: `ngrams`, hashed runs of characters; no model at all, so that Chinese too can be compared with no network.
 Style: `stylometry` (narrative.stylometry), or a style-embedding model by name. Vectors of a model are cached on disk.
 """
 
@@ -8,7 +9,11 @@ import difflib
 import hashlib
 import importlib.util
 import os
+import re
 import sqlite3
+import unicodedata
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +26,17 @@ from toolkit.progress import bar, say
 from toolkit.records import guess_language
 
 STYLOMETRY = "stylometry"
+NGRAMS = "ngrams"
+OFFLINE = f"minilm, {NGRAMS} and {STYLOMETRY} need no network"
 NAMED = {  # names for what users ask for; any other is a folder or a hub id
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",  # English; carried by a package, no hub needed
+    "multilingual": "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",  # 50 languages; Apache-2.0
     "jina": "jinaai/jina-embeddings-v3-hf",  # what the paper used, many languages; CC BY-NC 4.0
     "style-embedding": "AnnaWegmann/Style-Embedding",  # what the paper used for style
 }
 LONGEST = 200_000  # characters; above this a text is a book, and its one vector would say nothing
 _CHUNK = 64  # texts between two writes of the cache
+_WIDTH = 2048  # of ngrams' vectors
 
 
 def embed(texts: list[str], model: str = "minilm", desc: str = "embedding") -> np.ndarray:
@@ -37,7 +46,7 @@ def embed(texts: list[str], model: str = "minilm", desc: str = "embedding") -> n
     silently. A text in which the model sees nothing (no known feature at all) gets the zero vector.
 
     Args:
-        model: minilm, jina, style-embedding, stylometry, a folder of a sentence-transformers model, or a hub id.
+        model: minilm, multilingual, jina, style-embedding, stylometry, ngrams, a folder of a sentence-transformers model, or a hub id.
 
     Raises:
         UserError: a text that is empty or longer than LONGEST characters, or a model that is not to be had.
@@ -54,10 +63,12 @@ def embed(texts: list[str], model: str = "minilm", desc: str = "embedding") -> n
         return np.zeros((0, 0), np.float32)
     if model == STYLOMETRY:
         return style_vectors(texts)
+    if model == NGRAMS:
+        return np.stack([_ngrams(t) for t in texts])
     check_embedding(model)
     found = _find(model)
     if model == "minilm" and any(guess_language(t) == "zh" for t in texts):
-        say("  minilm knows English only: for Chinese texts name a multilingual embedding model, such as jina")
+        say("  minilm knows English only: for Chinese texts name multilingual, or ngrams (no network)")
     with _Cache(found) as cache:
         keys = [hashlib.sha256(t.encode("utf-8", "replace")).digest() for t in texts]
         known = cache.read(keys)
@@ -75,6 +86,26 @@ def embed(texts: list[str], model: str = "minilm", desc: str = "embedding") -> n
     return np.stack([known[k] for k in keys])
 
 
+def _ngrams(text: str) -> np.ndarray:
+    """(_WIDTH,) unit vector of a text's runs of letters, zero without any: Chinese 1 and 2, within other words 3 and 4.
+
+    A run counts 1 + log of how often it occurs and is hashed to a place and a sign (feature hashing, Weinberger et al.
+    2009, arXiv 0902.2206), so that runs which share a place cancel on average. The lengths are not published; chosen because
+    of 1–2, 1–3, 2–3 and 3–4 they found a greeting for the same occasion most often (shipped requests, nearest three).
+    """
+    text = unicodedata.normalize("NFKC", text).lower()
+    found = Counter()
+    for word in re.findall(r"[\u3400-\u9fff]+", text):
+        found.update(word[i : i + n] for n in (1, 2) for i in range(len(word) - n + 1))
+    for word in re.findall(r"(?:(?![\u3400-\u9fff])[^\W\d_])+", text):
+        found.update(word[i : i + n] for n in (3, 4) for i in range(len(word) - n + 1))
+    out = np.zeros(_WIDTH)
+    for run, times in found.items():
+        place = zlib.crc32(run.encode())
+        out[place % _WIDTH] += (1 + np.log(times)) * (1 if place >> 31 else -1)
+    return (out / max(float(np.linalg.norm(out)), 1e-12)).astype(np.float32)
+
+
 def cosine_distances(vectors: np.ndarray) -> np.ndarray:
     """(N, N) of 1 − cosine, for unit vectors (N, D); between 0 and 2, and exactly 0 on the diagonal."""
     distances = np.clip(1 - vectors.astype(np.float64) @ vectors.T.astype(np.float64), 0, 2)
@@ -87,14 +118,16 @@ def check_embedding(model: str) -> None:
 
     Nothing is loaded: a folder that holds no model is told when it is used.
     """
-    if model in (STYLOMETRY, "minilm") or Path(model).is_dir():
+    if model in (STYLOMETRY, NGRAMS, "minilm") or Path(model).is_dir():
         return
     hub_id = NAMED.get(model, model)
     if hub_id.count("/") != 1:
-        near = difflib.get_close_matches(model, [*NAMED, STYLOMETRY], 1)
+        near = difflib.get_close_matches(model, [*NAMED, NGRAMS, STYLOMETRY], 1)
         raise UserError(
             f"no embedding model is called {model!r}, and there is no such folder",
-            f"did you mean {near[0]}?" if near else f"known: {', '.join([*NAMED, STYLOMETRY])}, a folder, or a hub id",
+            f"did you mean {near[0]}?"
+            if near
+            else f"known: {', '.join([*NAMED, NGRAMS, STYLOMETRY])}, a folder, or a hub id",
         )
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         from huggingface_hub import try_to_load_from_cache
@@ -102,7 +135,7 @@ def check_embedding(model: str) -> None:
         if not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
             raise UserError(
                 f"cannot load the embedding model {model}: {hub_id} is not on this machine",
-                "without --offline it would be fetched; minilm and stylometry need no network",
+                f"without --offline it would be fetched; {OFFLINE}",
             )
 
 
@@ -130,9 +163,9 @@ def _load(model: str, found: Path | str):
     except (OSError, ValueError, ImportError, KeyError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = (
-            "without --offline it would be fetched; minilm and stylometry need no network"
+            f"without --offline it would be fetched; {OFFLINE}"
             if offline
-            else "check the name, or give a folder with safetensors; minilm and stylometry need no network"
+            else f"check the name, or give a folder with safetensors; {OFFLINE}"
         )
         raise UserError(f"cannot load the embedding model {model}: {first}", hint) from None
 

@@ -50,12 +50,12 @@ def _converter(name: str):
     return OpenCC(name)
 
 
-def _typed_in_big5(c: str) -> bool:
+def _common_in_big5(c: str) -> bool:
+    """Whether a character is of Big5's first level (5,401 common ones of traditional Chinese; lead bytes below 0xC9)."""
     try:
-        c.encode("big5")
+        return c.encode("big5")[0] < 0xC9
     except UnicodeEncodeError:
         return False
-    return True
 
 
 def script_of(text: str) -> str:
@@ -63,9 +63,9 @@ def script_of(text: str) -> str:
     if not _HAN_ONE.search(text):
         return ""
     traditional = _converter("t2s").convert(text) != text
-    # 台, 周, 里, 群 change too, but traditional texts have them as well: only what Big5 lacks tells
+    # 台, 里, 群 change too, but traditional texts have them as well: only what is not common there tells
     after = _converter("s2t").convert(text)
-    simplified = any(a != b and not _typed_in_big5(a) for a, b in zip(text, after, strict=False))
+    simplified = any(a != b and not _common_in_big5(a) for a, b in zip(text, after, strict=False))
     if simplified and traditional:
         return "mixed"
     return "simplified" if simplified else "traditional" if traditional else "both"
@@ -126,14 +126,14 @@ _HEAD = re.compile(
     rf"(?:<\|?im_start\|?>\s*)?{_ROLE}\s*[:：]\s*"
     r"|<\|?im_start\|?>\s*\w*\s*"
     r"|(?:以下是|下面是|这是|這是|好的|当然|當然)[^\n。！？]{0,40}[:：]\s*"
-    r"|[^\n，。！？:：]{0,10}(?:祝福语|祝福語|祝福|贺词|賀詞|贺卡|文案)\s*[:：]\s*"
+    r"|[^\n，。！？:：我]{0,6}(?:祝福语|祝福語|祝福|贺词|賀詞|贺卡|文案)\s*[:：]\s*"
     r"|(?:sure|certainly|of course|absolutely)[!,.]?\s+(?=here)"
     r"|here(?:'s| is| are|’s)\b[^\n.!?]{0,90}:\s*"
     r"|(?:the |your |my )?(?:greeting|message|blessing|wish|toast|card|answer|response)(?: message| card)?\s*:\s*",
     re.IGNORECASE,
 )
 _TAIL = re.compile(rf"<\|?im_(?:end|start)\|?>|</?s>|\n\s*{_ROLE}\s*[:：]", re.IGNORECASE)
-_ITEM = re.compile(r"(?m)^\s*(?:\(?\d{1,2}[.)、）]|[（(][一二三四五六七八九十][)）]|[-*•·])\s*(?=\S)")
+_ITEM = re.compile(r"(?m)^\s*(?:\(?\d{1,2}[.)、）]|[（(][一二三四五六七八九十][)）]|[-*•·])\s*(?=[^\s\d])")
 _ENDS = re.compile(r"[.!?…。！？~～♪♥♡❤\U0001f300-\U0001faff][\"”’」』）)\ufe0f]*$")
 
 
@@ -265,6 +265,6 @@ def runs(text: str, size: int) -> list[tuple[str, ...]]:
 
 def overlap(a: str, b: str) -> float:
     """Share of the smaller text's runs of three units that stand in the other: 1 says the same."""
-    one, two = set(runs(a, 3)), set(runs(b, 3))
+    one, two = set(runs(plain(a), 3)), set(runs(plain(b), 3))
     smaller = min(len(one), len(two))
     return len(one & two) / smaller if smaller else float(plain(a) == plain(b))

@@ -12,11 +12,11 @@ _PLACE = "\ue000"  # where the request goes in; a character of nobody's
 LONGEST = 500  # characters of a request; above this it is no request but a text
 
 _SHORT = re.compile(
-    r"短一?点|短一?些|简短|短的|短小|短句|一句话|一两句|两句|写短|(?i:\b(?:short (?:and|but|message|note|greeting|card|line|text|toast|one)"
+    r"短一?点|短一?些|简短|[写要]短|短小|短句|一句话|一两句|两句|(?i:\b(?:short (?:and|but|message|note|greeting|card|line|text|toast|one)"
     r"|(?:keep|make) it (?:short|brief)|brief(?:ly)?|one[- ]lin(?:e|er)|one sentence|a line or two)\b|\bshort[.!]?$|, short\b)"
 )
 _LONG = re.compile(
-    r"长一?点|长一?些|长的|长篇|写长|多写|详细|(?i:\b(?:long(?:er)? (?:message|note|greeting|card|letter|toast|one|text)"
+    r"长一?点|长一?些|[写要]长|长篇|多写|详细|(?i:\b(?:long(?:er)? (?:message|note|greeting|card|letter|toast|one|text)"
     r"|(?:make|a bit|a little|something) (?:it )?long(?:er)?|in detail|at length)\b|\blong(?:er)?[.!]?$|, longer?\b)"
 )
 

@@ -49,8 +49,20 @@ def comparison() -> tuple[dict, list[dict]]:
 
 
 def debate(**more) -> dict:
-    row = {"request_id": "z0", "request": REQUESTS[2].text, "text": GOOD["z0"][0], "broken": [], "verdict": 1, "reflected": 1}
-    row |= {"merits": ["提到了下棋", EVIL], "faults": ["“让了我一生”略重"], "reason": "具体而真诚。", "overturned": False}
+    row = {
+        "request_id": "z0",
+        "request": REQUESTS[2].text,
+        "text": GOOD["z0"][0],
+        "broken": [],
+        "verdict": 1,
+        "reflected": 1,
+    }
+    row |= {
+        "merits": ["提到了下棋", EVIL],
+        "faults": ["“让了我一生”略重"],
+        "reason": "具体而真诚。",
+        "overturned": False,
+    }
     return row | {"cause": "", "error": ""} | more
 
 
@@ -64,7 +76,13 @@ DEBATES = [
 
 
 def look(step: int, **more) -> dict:
-    row = {"step": step, "reward": 0.1 * step, "judge": 1.2 - 0.05 * step, "diversity": 0.6 - 0.02 * step, "length": 30 + step}
+    row = {
+        "step": step,
+        "reward": 0.1 * step,
+        "judge": 1.2 - 0.05 * step,
+        "diversity": 0.6 - 0.02 * step,
+        "length": 30 + step,
+    }
     return {**row, "repetition": 0.01 * step, "kl": 0.03 * step, "reasons": [], **more}
 
 
@@ -145,12 +163,20 @@ def run_folder(root, facts: dict):
         write_jsonl(root / "rejection" / "records.jsonl", DEBATES)
     if "principles" in facts:
         (root / "principles" / "en").mkdir(exist_ok=True)
-        rounds = [{"round": 0, "language": "en"}, {"round": 1, "language": "en", "verdict": "kept", "why": "accuracy 60 % → 70 %"}]
-        rounds[1] |= {"accuracy": [0.7, 0.6, 0.8], "diff": "--- 1\n+++ 2\n-1. Be kind.\n+1. Be kind to one person. " + EVIL}
+        rounds = [
+            {"round": 0, "language": "en"},
+            {"round": 1, "language": "en", "verdict": "kept", "why": "accuracy 60 % → 70 %"},
+        ]
+        rounds[1] |= {
+            "accuracy": [0.7, 0.6, 0.8],
+            "diff": "--- 1\n+++ 2\n-1. Be kind.\n+1. Be kind to one person. " + EVIL,
+        }
         write_jsonl(root / "principles" / "en" / "history.jsonl", rounds)
     if "grpo" in facts:
         write_jsonl(root / "grpo" / "tripwire.jsonl", [look(s) for s in (0, 10, 20, 30, 40)])
-        write_jsonl(root / "grpo" / "metrics.jsonl", [{"step": s, "reward": 0.1 * s, "kl": 0.01 * s} for s in range(1, 41)])
+        write_jsonl(
+            root / "grpo" / "metrics.jsonl", [{"step": s, "reward": 0.1 * s, "kl": 0.01 * s} for s in range(1, 41)]
+        )
     return SimpleNamespace(
         of=lambda name: root / name,
         has=lambda name: name in facts,
@@ -171,7 +197,14 @@ def test_a_whole_run_has_every_section(make):
 
 def test_a_run_without_a_stage_has_no_section_of_it(make):
     page = make({})
-    for title in ("The reward model", "The tripwire", "principle-guided", "The agents", "Alignment by", "can be trusted"):
+    for title in (
+        "The reward model",
+        "The tripwire",
+        "principle-guided",
+        "The agents",
+        "Alignment by",
+        "can be trusted",
+    ):
         assert title not in page
     assert "Writers compared" in page
 
@@ -203,7 +236,14 @@ def test_the_tag_of_a_text(text, language):
 
 def test_chinese_has_a_font_on_every_system(make):
     page = make(ALL)
-    for font in ("PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "Noto Sans CJK SC", "Source Han Sans SC", "PingFang TC"):
+    for font in (
+        "PingFang SC",
+        "Hiragino Sans GB",
+        "Microsoft YaHei",
+        "Noto Sans CJK SC",
+        "Source Han Sans SC",
+        "PingFang TC",
+    ):
         assert font in page
     assert "svg text { font-family:" in page
 

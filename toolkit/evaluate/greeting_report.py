@@ -269,7 +269,9 @@ def _reward_model(facts: dict) -> list[str]:
     out = ["<h2>The reward model</h2>"]
     if rows:
         picture = greeting_charts.bars(rows, "held-out pairs ordered rightly, %")
-        out.append(f'<div class="row">{_figure(picture, "Held-out requests, beside what length alone would get.")}</div>')
+        out.append(
+            f'<div class="row">{_figure(picture, "Held-out requests, beside what length alone would get.")}</div>'
+        )
     if one := found.get("calibration"):
         before, after = one["log_loss"]
         out.append(
@@ -440,7 +442,13 @@ def _agents(work, found: dict) -> list[str]:
 
 def _debates(records: list[dict], most: int = 2) -> list[str]:
     """The first records of each outcome, to open."""
-    kinds: dict[str, list[dict]] = {"overturned": [], "accepted": [], "rejected": [], "no verdict": [], "broken form": []}
+    kinds: dict[str, list[dict]] = {
+        "overturned": [],
+        "accepted": [],
+        "rejected": [],
+        "no verdict": [],
+        "broken form": [],
+    }
     for row in records:
         verdict = row.get("reflected") if row.get("reflected") is not None else row.get("verdict")
         kind = (

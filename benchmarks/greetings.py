@@ -19,7 +19,6 @@ from toolkit.hardware import prepare_environment
 
 prepare_environment(offline=True)
 
-from toolkit.greeting.form import broken  # noqa: E402
 
 from toolkit import greeting_stages as G  # noqa: E402
 from toolkit.recipe import Recipe, load_recipe  # noqa: E402
@@ -65,14 +64,14 @@ def train(args) -> None:
         started = time.monotonic()
         facts = getattr(G, recipe.align)(recipe, work)
         if name == "grpo-shuffled":
-            G._rewards = _REWARDS
+            G.rewards_of = _REWARDS
         adapter_to_gguf(base, folder / "adapter", base.gguf, folder / "adapter.part")
         facts = {"method": name, "seed": seed, "minutes": round((time.monotonic() - started) / 60, 2), **facts}
         (folder / "facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False, default=str))
         (folder / "adapter.part").rename(folder / "adapter.gguf")
 
 
-_REWARDS = G._rewards
+_REWARDS = G.rewards_of
 
 
 def _shuffle_rewards(seed: int) -> None:
@@ -87,7 +86,7 @@ def _shuffle_rewards(seed: int) -> None:
 
         return {name: mixed(score) for name, score in _REWARDS(recipe, work, cast, names).items()}
 
-    G._rewards = shuffled
+    G.rewards_of = shuffled
 
 
 def write(args) -> None:
@@ -112,52 +111,65 @@ def write(args) -> None:
 
 
 def table(args) -> None:
-    from toolkit.evaluate.greetings import Writer, best_of
+    from toolkit.evaluate.greetings import verdict_lines
     from toolkit.evaluate.unseen import Unseen
 
-    recipe = recipe_of(args)
-    work = Work(args.prep, args.out, STAGES)
-    todo = read_jsonl(args.prep / "requests" / "test.jsonl", Request)
-    by_id, n = {r.id: r for r in todo}, recipe.evaluate.per_premise
+    recipe, work = recipe_of(args), Work(args.prep, args.out, STAGES)
+    todo, n = read_jsonl(args.prep / "requests" / "test.jsonl", Request), recipe.evaluate.per_premise
     cast = G.Cast(work)
-    scorers = G._rewards(recipe, work, cast, ("model", "judge"))
+    scorers = G.rewards_of(recipe, work, cast, ("model", "judge"))
     rows = {p.name[len("answers.") : -len(".jsonl")]: read_jsonl(p) for p in sorted(args.out.glob("answers.*.jsonl"))}
-    methods: dict[str, list[str]] = {}
-    for name in rows:
-        methods.setdefault(name.rsplit(".s", 1)[0], []).append(name)
-    order = ["base", "sft", *METHODS]
-    writers = []
-    for method in sorted(methods, key=order.index):
-        answers: dict[str, list[str]] = {}
-        for name in methods[method]:
-            for row in rows[name]:
-                answers.setdefault(row["request_id"], []).extend(row["answers"][:n])
-        trained = [
-            json.loads((args.out / m / "facts.json").read_text())["minutes"] * 60 for m in methods[method] if "." in m
-        ]
-        seconds = sum(row["seconds"] * n / len(row["answers"]) for m in methods[method] for row in rows[m]) / len(
-            methods[method]
-        )
-        writers.append(Writer(method, answers, seconds, n * len(todo)))
-        print(
-            f"{method}: {len(methods[method])} seeds, trained {sum(trained) / max(1, len(trained)) / 60:.1f} min each"
-        )
-    drawn = {row["request_id"]: row["answers"] for row in rows["sft"]}
-    for name, score in scorers.items():
-        flat = [(id, text) for id, texts in drawn.items() for text in texts]
-        started = time.monotonic()
-        values = score(
-            [G._ask_request(by_id[i]) if name == "model" else by_id[i].text for i, _ in flat], [t for _, t in flat]
-        )
-        grouped: dict[str, list[float]] = {}
-        for (id, _), value in zip(flat, values, strict=True):
-            grouped.setdefault(id, []).append(float("-inf") if value is None else float(value))
-        seconds = sum(row["seconds"] for row in rows["sft"]) + time.monotonic() - started
-        picked = best_of(drawn, grouped, recipe.evaluate.best_of)
-        writers.append(Writer(f"best of {recipe.evaluate.best_of} by {name}", picked, seconds, len(flat)))
-    facts = G.compare(writers, todo, scorers, Unseen.load(args.prep / "unseen" / "judge"), broken, recipe.seed)
+    of = {method: [name for name in rows if name.rsplit(".s", 1)[0] == method] for method in ("base", "sft", *METHODS)}
+    writers, each = [], {}
+    for method, names in of.items():
+        mine = [G.writer_of(name, rows[name], n) for name in names]
+        if mine:
+            answers = {r.id: [t for w in mine for t in w.answers[r.id]] for r in todo}
+            writers.append(dataclasses.replace(mine[0], name=method, answers=answers))
+            each[method] = mine
+    writers += [G.best_by(name, score, rows["sft"], todo, recipe.evaluate.best_of) for name, score in scorers.items()]
+    judge = Unseen.load(args.prep / "unseen" / "judge")
+    facts = G.compare(writers, todo, scorers, judge, recipe.seed)
     (args.out / "figures.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False))
-    print(json.dumps(facts, indent=1, ensure_ascii=False))
+    print("\n".join(verdict_lines(facts)) + "\n")
+    head = [
+        "writer",
+        *(f"{s}, Δ" for s in scorers),
+        "unseen judge wins",
+        "at equal length",
+        "diversity Δ",
+        "length",
+        "broken",
+        "s",
+    ]
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+    show = lambda v: "–" if not v or v[0] is None else f"{v[0]:+.2f} ({v[1]:+.2f} to {v[2]:+.2f})"  # noqa: E731
+    part = lambda v: "–" if not v or v[0] is None else f"{v[0]:.0%} ({v[1]:.0%}–{v[2]:.0%})"  # noqa: E731
+    for w in facts["writers"]:
+        unseen = w["unseen"] or {}
+        cells = [show(w["scores"][s].get("difference")) for s in scorers]
+        cells += [
+            part(unseen.get("wins")),
+            part(unseen.get("length_controlled")),
+            show(w["diversity"].get("difference")),
+        ]
+        cells += [
+            f"{w['by_language']['en']['length'][0]:.1f}",
+            part((w["broken"] or {}).get("share")),
+            f"{w['seconds']:.0f}",
+        ]
+        print("| " + " | ".join([w["name"], *cells]) + " |")
+    for method, names in of.items():
+        found = [json.loads((args.out / m / "facts.json").read_text()) for m in names if "." in m]
+        if found:
+            minutes = ", ".join(f"{f['minutes']:.1f}" for f in found)
+            tripped = ", ".join(str((f.get("tripwire") or {}).get("tripped")) for f in found)
+            print(f"{method}: {minutes} minutes; tripped at {tripped}")
+            seeds = [dataclasses.replace(w, name=m) for w, m in zip(each[method], names, strict=True)]
+            alone = G.compare([G.writer_of("sft", rows["sft"], n), *seeds], todo, scorers, judge, 1)
+            for w in alone["writers"][1:]:
+                moved = {s: w["scores"][s]["difference"] for s in scorers}
+                print("  ", w["name"], moved, (w["unseen"] or {}).get("wins"), w["diversity"]["difference"])
     cast.close()
 
 

@@ -54,14 +54,14 @@ def heading(i: int, n: int) -> None:
 
 
 def _debates(args) -> None:
-    from toolkit.feedback.rejection import Sampled, show_record
-    from toolkit.records import build, dump, read_jsonl
+    from toolkit.feedback.verdicts import read_records, show_record
+    from toolkit.records import dump
 
     found = [args.run / f"rejection{end}" / "records.jsonl" for end in ("", ".partial")]
     path = next((p for p in found if p.is_file()), None)
     if path is None:
         raise UserError(f"{args.run} holds no agents' records", "name the folder of a run of a greetings recipe")
-    rows = [build(Sampled, row) for row in read_jsonl(path)]
+    rows = read_records(path)
     if args.request:
         known = {r.request_id for r in rows}
         if args.request not in known:
@@ -77,7 +77,7 @@ def _debates(args) -> None:
 
 
 def _is(kind: str, record) -> bool:
-    wanted = {"accepted": record.verdict == 1, "rejected": record.verdict == 0, "none": record.verdict is None}
+    wanted = {"accepted": record.final == 1, "rejected": record.final == 0, "none": record.final is None}
     return kind == "all" or (record.overturned if kind == "overturned" else wanted[kind])
 
 

@@ -25,7 +25,7 @@ def requests(recipe: Recipe, work) -> dict:
         found = read_requests(Path(settings.file), settings.skip_bad_lines)
         own, bad = found.rows, bad + found.bad
     if settings.labelled != SHIPPED:
-        found = read_labelled(Path(settings.labelled), settings.skip_bad_lines)
+        found = read_labelled(Path(settings.labelled), settings.skip_bad_lines, own)
         made, bad = found.rows, bad + found.bad
     for line in bad:
         say(f"  left out {line}")
@@ -40,14 +40,16 @@ def requests(recipe: Recipe, work) -> dict:
         random.Random(f"{recipe.seed}:{side}").shuffle(rows)
         sides[side] = rows[: limits[side] or None]
         write_jsonl(work.out / f"{side}.jsonl", sides[side])
-    check_split(sides, made)
+    known = {side: [*sides[side], *(x for x in made if x.side == side)] for side in SIDES}
+    for side in SIDES:
+        check_split(known[side], [r for other in SIDES if other != side for r in known[other]])
     write_jsonl(work.out / "labelled.jsonl", made)
     facts = {side: len(rows) for side, rows in sides.items()}
     facts["labelled"] = {side: sum(x.side == side for x in made) for side in SIDES}
     for side, count in facts["labelled"].items():
-        if count < 4:
+        if count < 10:
             raise UserError(
-                f"only {count} labelled greetings of {settings.labelled} fall on the {side} side; 4 are the least",
+                f"only {count} labelled greetings of {settings.labelled} fall on the {side} side; 10 are the least",
                 "give more pairs of a good and a flawed greeting",
             )
     return {**facts, "languages": sorted({r.language for r in own}), "bad_lines": len(bad)}
@@ -62,11 +64,15 @@ def _labelled(work, *sides: str) -> list[Labelled]:
     return [x for x in rows if not sides or x.side in sides]
 
 
-def _ask(text: str) -> str:
-    """The user turn that asks for a greeting."""
+def _all_requests(work) -> list[Request]:
+    return [r for side in SIDES for r in _requests(work, side)]
+
+
+def ask(request: Request) -> str:
+    """The user turn that asks for a greeting: what every training sees as the prompt."""
     from toolkit.greeting.writing import greet_prompt
 
-    return greet_prompt(text)[0]["content"]
+    return greet_prompt(request)[0]["content"]
 
 
 def sft(recipe: Recipe, work) -> dict:
@@ -74,11 +80,11 @@ def sft(recipe: Recipe, work) -> dict:
     import shutil
 
     from toolkit.export.gguf import adapter_to_gguf
+    from toolkit.feedback.verdicts import curated_pairs
     from toolkit.preference.sft import train_sft
 
     base = base_of(work)
-    prompts = {r.text: _ask_request(r) for r in _all_requests(work)}
-    rows = [(prompts.get(x.request) or _ask(x.request), x.good) for x in _labelled(work, "train")]
+    rows = [(p.prompt, p.chosen) for p in curated_pairs(_labelled(work, "train"), _all_requests(work))]
     facts = train_sft(base, rows, recipe.sft, recipe.model, work.out, recipe.seed)
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     adapter_to_gguf(base, work.out / "adapter", base.gguf, work.out / "adapter.gguf")
@@ -129,17 +135,18 @@ def rejection(recipe: Recipe, work) -> dict:
 
 def pairs(recipe: Recipe, work) -> dict:
     """pairs.jsonl (train side) and held_out.jsonl (validate side): accepted against rejected, and the labelled ones."""
-    from toolkit.feedback.rejection import Sampled, curated_pairs, to_pairs
-    from toolkit.records import build, side_of
+    from toolkit.feedback.verdicts import curated_pairs, read_records, to_pairs
+    from toolkit.greeting.requests import check_split
+    from toolkit.records import side_of
     from toolkit.reward.telling import length_auc, telling
 
-    settings = recipe.rejection
-    sampled = [build(Sampled, row) for row in read_jsonl(work.of("rejection") / "records.jsonl")]
+    settings, every = recipe.rejection, _all_requests(work)
+    sampled = read_records(work.of("rejection") / "records.jsonl")
     facts: dict = {}
     kept: dict[str, list[PreferencePair]] = {}
     for side, file in (("train", "pairs"), ("validate", "held_out")):
         agreed, counts = to_pairs([s for s in sampled if side_of(s.request_id) == side], settings)
-        curated = curated_pairs(_labelled(work, side)) if settings.curated or side == "validate" else []
+        curated = curated_pairs(_labelled(work, side), every) if settings.curated or side == "validate" else []
         kept[side] = agreed + curated
         write_jsonl(work.out / f"{file}.jsonl", kept[side])
         facts[side] = {"by agents": len(agreed), "curated": len(curated), **counts}
@@ -149,6 +156,7 @@ def pairs(recipe: Recipe, work) -> dict:
             "no request has both an accepted and a rejected answer, and no labelled greeting is used",
             "ask for more answers (rejection.per_request), take better agents, or set rejection.curated",
         )
+    check_split(train, [*kept["validate"], *_requests(work, "test"), *_labelled(work, "test")])
     chosen, rejected = [p.chosen for p in train], [p.rejected for p in train]
     facts["length_auc"] = round(length_auc(chosen, rejected), 3)
     facts["telling"] = telling(chosen, rejected)
@@ -201,16 +209,15 @@ def principles(recipe: Recipe, work) -> dict:
             asked = [r for r in _requests(work, "train") if r.language == language]
             facts[language] = train(roles, asked, sides["train"], sides["validate"], start, settings, out, recipe.seed)
             rows = read_jsonl(out / "history.jsonl")
-            (work.out / f"rounds.{language}.svg").write_text(chart(rows), encoding="utf-8")
+            (out / "rounds.svg").write_text(chart(rows), encoding="utf-8")
             kept = _principles(str(out / f"detector.{language}.md"), "detector", language)
         else:
             facts[language], kept = {}, start["detector"][language]
         kept.save(work.out / f"detector.{language}.md")
-        before, after = (
-            agreement(PrincipledJudge(engine, {language: p}), sides["test"])
-            for p in (start["detector"][language], kept)
-        )
-        facts[language] |= {"unseen_before": before, "unseen_after": after, "version": kept.version}
+        for when, held in (("test_before", start["detector"][language]), ("test_after", kept)):
+            judge = PrincipledJudge(engine, {language: held})
+            judge.shift[language] = facts[language].get("shift", 0.0)
+            facts[language][when] = agreement(judge, sides["test"], progress=when.replace("_", " "))
     cast.close()
     return facts
 
@@ -227,29 +234,22 @@ def judge_of(work, cast: Cast, agent: str):
     from toolkit.greeting.principles import load
 
     found = [load(p) for p in sorted(work.of("principles").glob("detector.*.md"))]
-    return PrincipledJudge(cast(agent), {p.language: p for p in found})
+    judge = PrincipledJudge(cast(agent), {p.language: p for p in found})
+    judge.shift |= {p.language: work.card("principles")["facts"][p.language].get("shift", 0.0) for p in found}
+    return judge
 
 
-def _rewards(recipe: Recipe, work, cast: Cast, names: tuple[str, ...]) -> dict:
-    """What pays, by name: (requests, answers) → floats, None where there is none."""
-    found = {}
+def rewards_of(recipe: Recipe, work, cast: Cast, names: tuple[str, ...]) -> dict:
+    """What pays, by name: (requests' texts, answers) → floats, None where there is none."""
+    found, by_text = {}, {r.text: ask(r) for r in _all_requests(work)}
     if "model" in names:
         from toolkit.reward.pairwise import load_pairwise
 
-        found["model"] = load_pairwise(work.of("pairwise")).score
+        model = load_pairwise(work.of("pairwise"))
+        found["model"] = lambda asked, answers: model.score([by_text[a] for a in asked], answers).tolist()
     if "judge" in names:
         found["judge"] = judge_of(work, cast, recipe.principles.agent).reward
     return found
-
-
-def _all_requests(work) -> list[Request]:
-    return [r for side in SIDES for r in _requests(work, side)]
-
-
-def _ask_request(request: Request) -> str:
-    from toolkit.greeting.writing import greet_prompt
-
-    return greet_prompt(request)[0]["content"]
 
 
 def dpo(recipe: Recipe, work) -> dict:
@@ -277,15 +277,15 @@ def grpo(recipe: Recipe, work) -> dict:
 
     settings, cast = recipe.grpo, Cast(work)
     todo = _requests(work, "train")
-    by_prompt = {_ask_request(r): r for r in _all_requests(work)}
-    paid = _rewards(recipe, work, cast, settings.rewards)
+    by_prompt = {ask(r): r for r in _all_requests(work)}
+    paid = rewards_of(recipe, work, cast, settings.rewards)
     rewards = [
-        (name, _on_prompts(name, paid[name], by_prompt), weight)
+        (name, _on_prompts(paid[name], by_prompt), weight)
         for name, weight in zip(settings.rewards, settings.weights, strict=True)
     ]
     facts = train_grpo(
         base_of(work),
-        [{"prompt": _ask_request(r)} for r in todo],
+        [{"prompt": ask(r)} for r in todo],
         rewards,
         lambda prompt, answer: broken(answer, by_prompt[prompt]),
         settings,
@@ -300,11 +300,9 @@ def grpo(recipe: Recipe, work) -> dict:
     return facts
 
 
-def _on_prompts(name: str, reward, by_prompt: dict[str, Request]):
-    """A reward called with whole prompts: the reward model reads those, judges read the request alone."""
-    if name == "model":
-        return reward
-    return lambda prompts, answers: reward([by_prompt[p].text for p in prompts], answers)
+def _on_prompts(score, by_prompt: dict[str, Request]):
+    """A reward of requests and answers, called with the prompts that the training sees."""
+    return lambda prompts, answers: score([by_prompt[p].text for p in prompts], answers)
 
 
 def _tripwire(recipe: Recipe, work, cast: Cast, names: tuple[str, ...]):
@@ -315,28 +313,21 @@ def _tripwire(recipe: Recipe, work, cast: Cast, names: tuple[str, ...]):
     from toolkit.preference.tripwire import Tripwire
 
     probe = _requests(work, "validate")[: recipe.tripwire.prompts]
-    by_prompt = {_ask_request(r): r for r in probe}
-    paid = _rewards(recipe, work, cast, names)
+    by_prompt = {ask(r): r for r in probe}
+    paid = rewards_of(recipe, work, cast, names)
     weights = dict(zip(recipe.grpo.rewards, recipe.grpo.weights, strict=False))
 
     def reward(prompts, answers):
-        rows = [_on_prompts(name, paid[name], by_prompt)(prompts, answers) for name in names]
+        rows = [paid[name]([by_prompt[p].text for p in prompts], answers) for name in names]
         return [
             sum(weights.get(n, 1.0) * (v or 0.0) for n, v in zip(names, values, strict=True))
             for values in zip(*rows, strict=True)
         ]
 
     judge = Unseen.load(work.of("unseen") / "watch")
-    asked = lambda prompts, answers: judge.score([by_prompt[p].text for p in prompts], answers)  # noqa: E731
-    return Tripwire(
-        recipe.tripwire,
-        list(by_prompt),
-        reward,
-        asked if judge.trusted else None,
-        distances,
-        work.out,
-        recipe.seed,
-    )
+    watch = _on_prompts(judge.score, by_prompt) if judge.trusted else None
+    most = recipe.grpo.max_tokens
+    return Tripwire(recipe.tripwire, list(by_prompt), reward, watch, distances, work.out, recipe.seed, max_tokens=most)
 
 
 def distances(groups: list[list[str]]) -> list[float]:
@@ -359,93 +350,71 @@ def distances(groups: list[list[str]]) -> list[float]:
 
 
 def evaluate(recipe: Recipe, work) -> dict:
-    """answers.jsonl (base, sft, best of n, aligned on unseen requests) and figures.json: the comparison."""
+    """answers.jsonl (base, cold start, its best of n, aligned, on unseen requests) and figures.json: the comparison."""
     from toolkit.engines.load import load_engine
-    from toolkit.evaluate.greetings import Writer, best_of
+    from toolkit.evaluate.greetings import answer_rows
     from toolkit.evaluate.unseen import Unseen
-    from toolkit.greeting.form import broken
 
     settings, base = recipe.evaluate, base_of(work)
-    todo = _requests(work, "test")
+    todo, n = _requests(work, "test"), settings.per_premise
     aligned = work.of("export") / load_json(work.of("export") / "export.json")["gguf"]
     cold = work.of("sft") / "adapter.gguf"
-    n = settings.per_premise
     writers = {
         "base": (base.gguf, None, n),
         "sft": (base.gguf, cold, n * settings.best_of),
         recipe.align: (aligned, None, n),
     }
-    path = work.out / "answers.jsonl"
+    path = work.out / "written.jsonl"
     for name, (gguf, lora, count) in writers.items():
         have = {row["request_id"] for row in read_jsonl(path) if row["writer"] == name}
-        left = [r for r in todo if r.id not in have]
-        if left:
+        if left := [r for r in todo if r.id not in have]:
             engine = load_engine(gguf, lora=lora)
             write_answers(engine, name, left, count, recipe, path)
             engine.close()
-    rows = read_jsonl(path)
-    cast = Cast(work)
-    scorers = _rewards(
-        recipe,
-        work,
-        cast,
-        tuple(n for n in ("model", "judge") if work.has({"model": "pairwise", "judge": "principles"}[n])),
-    )
-    by_id = {r.id: r for r in todo}
-    made: list[Writer] = []
-    for name in writers:
-        mine = [row for row in rows if row["writer"] == name]
-        answers = {row["request_id"]: row["answers"][:n] for row in mine}
-        made.append(Writer(name, answers, sum(row["seconds"] * n / len(row["answers"]) for row in mine), n * len(mine)))
+    rows, cast = read_jsonl(path), Cast(work)
+    stage_of = {"model": "pairwise", "judge": "principles"}
+    scorers = rewards_of(recipe, work, cast, tuple(name for name, stage in stage_of.items() if work.has(stage)))
+    made = [writer_of(name, [row for row in rows if row["writer"] == name], n) for name in writers]
+    drawn = [row for row in rows if row["writer"] == "sft"]
     if settings.best_of > 1:
-        started = time.monotonic()
-        drawn = {row["request_id"]: row["answers"] for row in rows if row["writer"] == "sft"}
-        seconds = sum(row["seconds"] for row in rows if row["writer"] == "sft")
-        for name, score in scorers.items():
-            flat = [(id, text) for id, texts in drawn.items() for text in texts]
-            ask = _ask_request if name == "model" else (lambda r: r.text)
-            values = list(score([ask(by_id[id]) for id, _ in flat], [text for _, text in flat]))
-            grouped: dict[str, list] = {}
-            for (id, _), value in zip(flat, values, strict=True):
-                grouped.setdefault(id, []).append(float("-inf") if value is None else float(value))
-            took = time.monotonic() - started
-            made.append(
-                Writer(
-                    f"best of {settings.best_of} by {name}",
-                    best_of(drawn, grouped, settings.best_of),
-                    seconds + took,
-                    len(flat),
-                )
-            )
-    judge = Unseen.load(work.of("unseen") / "judge")
-    facts = compare(made, todo, scorers, judge, broken, recipe.seed)
+        made += [best_by(name, score, drawn, todo, settings.best_of) for name, score in scorers.items()]
+    facts = compare(made, todo, scorers, Unseen.load(work.of("unseen") / "judge"), recipe.seed)
     cast.close()
-    save_json(work.out / "figures.json", facts)
-    write_jsonl(work.out / "writers.jsonl", [{"writer": w.name, "answers": w.answers} for w in made])
+    write_jsonl(work.out / "answers.jsonl", answer_rows(made, todo))
+    path.unlink()
     return facts
 
 
-def compare(writers, todo: list[Request], scorers: dict, judge, broken, seed: int) -> dict:
-    """evaluate.greetings.measure, with every scorer put on requests and answers."""
+def writer_of(name: str, rows: list[dict], n: int):
+    """The first `n` answers to each request as `write_answers` left them, with their share of the time."""
+    from toolkit.evaluate.greetings import Writer
+
+    answers = {row["request_id"]: row["answers"][:n] for row in rows}
+    return Writer(name, answers, sum(row["seconds"] * n / len(row["answers"]) for row in rows), n * len(rows))
+
+
+def best_by(name: str, score, rows: list[dict], todo: list[Request], n: int):
+    """Best of `n` by one reward, out of the rows of `write_answers`; the time of scoring counts."""
+    from toolkit.evaluate.greetings import Writer, best_of
+
+    started, texts = time.monotonic(), {r.id: r.text for r in todo}
+    flat = [(row["request_id"], text) for row in rows for text in row["answers"]]
+    values = iter(score([texts[id] for id, _ in flat], [text for _, text in flat]))
+    scores = {row["request_id"]: [next(values) for _ in row["answers"]] for row in rows}
+    picked = best_of({row["request_id"]: row["answers"] for row in rows}, scores, n)
+    seconds = sum(row["seconds"] for row in rows) + time.monotonic() - started
+    return Writer(f"best of {n} by {name}", picked, seconds, len(flat))
+
+
+def compare(writers, todo: list[Request], scorers: dict, judge, seed: int) -> dict:
+    """The facts of a comparison with the cold start (evaluate.greetings.measure), n-grams that tell each writer from it among them."""
     from toolkit.evaluate.greetings import measure
+    from toolkit.greeting.form import broken
     from toolkit.reward.telling import telling
 
-    by_text = {r.text: r for r in todo}
-
-    def put(name, score):
-        if name == "model":
-            return lambda asked, answers: score([_ask_request(by_text[a]) for a in asked], answers)
-        return score
-
-    facts = measure(
-        writers, todo, {n: put(n, s) for n, s in scorers.items()}, judge, baseline="sft", seed=seed,
-        broken=lambda request, answer: broken(answer, request), distances=distances,
-    )  # fmt: skip
-    start = next(w for w in writers if w.name == "sft")
-    said = lambda w: [t for texts in w.answers.values() for t in texts]  # noqa: E731
-    facts["telling"] = {w.name: telling(said(w), said(start)) for w in writers if w is not start}
-    facts["unseen"] = {"quality": judge.quality, "trusted": judge.trusted}
-    return facts
+    said = {w.name: [t for texts in w.answers.values() for t in texts] for w in writers}
+    told = {name: telling(mine, said["sft"]) for name, mine in said.items() if name != "sft"}
+    return measure(writers, todo, scorers, judge, "sft", seed, broken=broken, telling=told)
 
 
 def write_answers(engine, name: str, todo: list[Request], n: int, recipe: Recipe, path: Path) -> None:

@@ -193,7 +193,8 @@ def _gate(
     new = figures(labelled, found)
     change = (rights(found) - rights(standing)).mean(1)
     gain = rounded(cluster_bootstrap(list(by_request(labelled, change).values())))
-    was, now = ((f["accuracy"][0], -1.0 if f["auc"][0] is None else f["auc"][0]) for f in (old, new))
+    # without any answer there is no AUC: accuracy 0, and nothing to prefer
+    was, now = ((f["accuracy"][0], f["auc"][0] or 0.0) for f in (old, new))
     kept = now >= was
     told |= {"verdict": "kept" if kept else "rejected", "kept": kept, "gain": gain, **_shown(new)}
     percent = [f"{100 * share:.0f} %" for share in (was[0], now[0])]

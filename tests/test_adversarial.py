@@ -179,11 +179,11 @@ def test_nonsense_of_any_agent_ends_in_a_count_not_in_a_rule(tmp_path, role):
 
 
 def test_a_generator_that_writes_another_language_is_no_case(tmp_path):
-    world = World(kinds=("霉",) * 4)
+    world = World(kinds=("一箱旧衣服里长出来的霉斑，洗也洗不掉，晒也晒不干，看着就叫人心烦意乱。",) * 4)
     facts = run(tmp_path, world, rounds=1)
     assert facts["generated"] == 0
     assert facts["passed"] == [None] * 3
-    assert facts["errors"]["generator: in another language"] == 8
+    assert facts["dropped"]["generator: form, language"] == 8
 
 
 def test_a_flawed_greeting_of_broken_form_is_no_case(tmp_path):
@@ -332,3 +332,30 @@ def test_the_chart_of_an_unmeasured_start_is_drawn():
     from toolkit.evaluate.rounds_chart import chart
 
     assert "<svg" in chart([{"round": 0, "verdict": "start", "kept": True}])
+
+
+@pytest.mark.slow
+def test_a_real_engine_killed_and_resumed_ends_alike(tmp_path, tiny_gguf):
+    from toolkit.engines.load import load_engine
+
+    engine = load_engine(tiny_gguf)
+    whole = run(tmp_path / "whole", engine, rounds=1, per_round=4, labelled_gate=GATE[:2])
+    assert whole["gate"]["best"]["unanswered"] == 0
+    assert whole["calls"] >= 4 + 8 + 4  # two measures of two pairs, eight verdicts, four greetings at least
+
+    class Dying:
+        name, family, close, tokenize = engine.name, engine.family, engine.close, engine.tokenize
+        choose, left = engine.choose, 1
+
+        def generate(self, *args):
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            return engine.generate(*args)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", Dying(), rounds=1, per_round=4, labelled_gate=GATE[:2])
+    resumed = run(tmp_path / "killed", engine, rounds=1, per_round=4, labelled_gate=GATE[:2])
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    assert untimed(history(tmp_path / "killed")) == untimed(history(tmp_path / "whole"))
+    engine.close()

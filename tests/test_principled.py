@@ -97,8 +97,13 @@ def test_an_engine_that_is_gone_is_raised():
 
 
 def test_a_language_without_principles_is_a_users_error():
+    both = {"en": RULES["en"], "fr": RULES["en"]}
     with pytest.raises(UserError, match="no judging principles in zh"):
-        PrincipledJudge(Words(), {"en": RULES["en"]}).reward(["贺寿"], ["fine"])
+        PrincipledJudge(Words(), both).reward(["贺寿"], ["fine"])
+
+
+def test_one_list_alone_judges_every_request():
+    assert PrincipledJudge(Words(), {"en": RULES["en"]}).reward(["A card for 小明"], ["fine"]) == pytest.approx([2.0])
 
 
 def test_calibration_takes_the_engines_lean_off():

@@ -71,7 +71,7 @@ def train(
     agents = Adversaries(engines, language, settings, out / "steps.jsonl", seed)
     best, s_g = start["detector"][language], start["generator"][language]
     odds = _open_gate(agents, best, labelled_gate)
-    first = figures(labelled_gate, odds)
+    first = standing = figures(labelled_gate, odds)
     history = [{"round": 0, "language": language, "verdict": "start", "kept": True, "why": "where it starts"}]
     history[0] |= {"detector_after": best.rules, "generator_after": s_g.rules, **_shown(first), **agents.spent()}
     stale, stopped = 0, "all rounds done"
@@ -83,10 +83,12 @@ def train(
         per = len(drawn) // settings.rounds, len(examples) // settings.rounds
         mine = [items[(number - 1) * n : number * n] for items, n in zip((drawn, examples), per, strict=True)]
         draft, new_g, row = _round(agents, number, best, s_g, *mine)
-        tried, found, better = _gate(agents, labelled_gate, draft, best, odds)
+        tried, found, now = _gate(agents, labelled_gate, draft, best, odds, standing)
+        better = _key(now) > _key(standing)
         row |= {"generator_before": s_g.rules, "generator_after": new_g.rules, "generator_diff": diff(s_g, new_g)}
         if tried["kept"]:
-            best, odds = replace(draft, version=best.version + 1, note=f"round {number}: {tried['why']}"), found
+            best = replace(draft, version=best.version + 1, note=f"round {number}: {tried['why']}")
+            odds, standing = found, now
         if new_g.rules != s_g.rules:
             s_g = replace(new_g, version=s_g.version + 1, note=f"round {number}")
         stale = 0 if better else stale + 1
@@ -98,7 +100,7 @@ def train(
             break
     progress.close()
     _save(out, history, best, s_g)
-    gate = {"pairs": len(labelled_gate), "start": first, "best": figures(labelled_gate, odds)}
+    gate = {"pairs": len(labelled_gate), "start": first, "best": standing}
     shift = round(agents.shifts[best.rules], 4) if agents.calibrated else 0.0
     facts = {"language": language, "stopped": stopped, "calibrated": agents.calibrated, "shift": shift, "gate": gate}
     lists = {"detector": best, "generator": s_g}
@@ -177,28 +179,35 @@ def _open_gate(agents: Adversaries, principles: Principles, labelled: list[Label
 
 
 def _gate(
-    agents: Adversaries, labelled: list[Labelled], draft: Principles, best: Principles, standing: list[float | None]
-) -> tuple[dict, list, bool]:
+    agents: Adversaries, labelled: list[Labelled], draft: Principles, best: Principles, odds: list, standing: dict
+) -> tuple[dict, list[float | None], dict]:
     """Whether a new S_D is kept: its accuracy is higher, or equal with an AUC no lower.
 
+    Args:
+        odds, standing: log-odds and figures of `best` on the gate.
+
     Returns:
-        (what the round's row tells, its log-odds on the gate, whether either figure rose).
+        (what the round's row tells, log-odds and figures of the draft).
     """
-    old = figures(labelled, standing)
     told = {"detector_before": best.rules, "detector_after": draft.rules, "diff": diff(best, draft)}
     if draft.rules == best.rules:
-        told |= {"verdict": "unchanged", "kept": False, "why": "no usable change to try", **_shown(old)}
-        return told, standing, False
+        told |= {"verdict": "unchanged", "kept": False, "why": "no usable change to try", **_shown(standing)}
+        return told, odds, standing
     found = agents.measure(draft, labelled)
     new = figures(labelled, found)
-    change = (rights(found) - rights(standing)).mean(1)
+    change = (rights(found) - rights(odds)).mean(1)
     gain = rounded(cluster_bootstrap(list(by_request(labelled, change).values())))
-    was, now = ((f["accuracy"][0], -1.0 if f["auc"][0] is None else f["auc"][0]) for f in (old, new))
+    was, now = _key(standing), _key(new)
     kept = now >= was
     told |= {"verdict": "kept" if kept else "rejected", "kept": kept, "gain": gain, **_shown(new)}
     percent = [f"{100 * share:.0f} %" for share in (was[0], now[0])]
     told["why"] = f"accuracy {' → '.join(percent)}, AUC {was[1]:.2f} → {now[1]:.2f}, {new['pairs']} held-out pairs"
-    return told, found, now > was
+    return told, found, new
+
+
+def _key(figures_: dict) -> tuple[float, float]:
+    """By what lists are compared. Without any answer there is no AUC: accuracy 0, and nothing to prefer."""
+    return figures_["accuracy"][0] or 0.0, figures_["auc"][0] or 0.0
 
 
 def _round(

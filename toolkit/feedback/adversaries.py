@@ -18,7 +18,7 @@ from toolkit.greeting.prompts import lines, prompt
 from toolkit.greeting.requests import FLAWS
 from toolkit.progress import batched
 from toolkit.recipe import PrinciplesSettings
-from toolkit.records import Labelled, Request, append_jsonl, guess_language, read_jsonl
+from toolkit.records import Labelled, Request, append_jsonl, read_jsonl
 
 
 def _object(**keys: dict) -> dict:
@@ -151,9 +151,8 @@ class Adversaries:
         for r in requests:
             least, most = map(str, bounds(r))
             asks.append(self._prompt("generate", strategies=s_g.text, request=r.text, least=least, most=most))
-        accept = lambda v: "" if guess_language(v["greeting"]) == self.language else "in another language"  # noqa: E731
         # a long greeting takes as much room again as what is said about it
-        found = self._ask("generator", f"{step}.generate", asks, FLAWED, 2 * self.settings.words, accept)
+        found = self._ask("generator", f"{step}.generate", asks, FLAWED, 2 * self.settings.words)
         cases = []
         for r, value in zip(requests, found, strict=True):
             if value is None:

@@ -72,7 +72,9 @@ class PrincipledJudge:
         return self._judge(requests, answers, self.words)
 
     def _judge(self, requests: list[str], answers: list[str], reason: int) -> list[PrincipledVerdict]:
-        languages = [guess_language(r) for r in requests]
+        # one list alone judges everything: an English request may well have a Chinese name in it
+        only = next(iter(self.principles)) if len(self.principles) == 1 else ""
+        languages = [only or guess_language(r) for r in requests]
         if missing := sorted(set(languages) - set(self.principles)):
             raise UserError(f"no judging principles in {missing[0]}", "give a list of principles for every language")
         out: list[PrincipledVerdict] = [PrincipledVerdict(None, None)] * len(requests)

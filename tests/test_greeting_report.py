@@ -9,7 +9,8 @@ import pytest
 from test_report import EVIL, loads
 
 from toolkit.evaluate import greeting_charts, greetings
-from toolkit.evaluate.greeting_report import tag, write_greeting_report
+from toolkit.evaluate.greeting_report import write_greeting_report
+from toolkit.evaluate.greeting_sections import tag
 from toolkit.evaluate.greetings import Writer, answer_rows, measure
 from toolkit.recipe import Recipe
 from toolkit.records import Request, write_jsonl
@@ -68,7 +69,8 @@ def debate(**more) -> dict:
 
 DEBATES = [
     debate(),
-    debate(verdict=0, reflected=1, overturned=True, cause="“您让我一子” is of this request"),
+    debate(verdict=0, reflected=1, overturned=True, cause="nobody else would be told so", quote="您让我一子"),
+    debate(verdict=0, reflected=1, text="福寿安康。", cause="not overturned, nothing quoted: it is short"),
     debate(verdict=0, reflected=0, text="福如东海，寿比南山。"),
     debate(verdict=None, reflected=None, error="no readable JSON in 2 tries"),
     debate(verdict=0, reflected=None, broken=["too short"], text="好"),
@@ -95,11 +97,15 @@ ALL = {
         "accepted": 9,
         "acceptance": [0.25, 0.14, 0.41],
         "overturned": 3,
+        "overturn": [0.08, 0.03, 0.22],
+        "overturn_refused": 1,
+        "broken": 1,
+        "form": {"too short": 1},
         "no_verdict": {"no readable JSON": 4},
         "calls": {"writer": 10, "judge": 40},
         "seconds": 81.2,
     },
-    "pairs": {"pairs": 60, "chosen_longer": 30, "rejected_longer": 30},
+    "pairs": {"pairs": 60, "chosen_longer": 30, "chosen_shorter": 28, "equal": 2},
     "pairwise": {
         "pairs": 60,
         "steps": 30,
@@ -122,7 +128,8 @@ ALL = {
     },
     "grpo": {
         "steps": 40,
-        "calls": 80,
+        "answers": 320,
+        "reward": [0.1, 4.0],
         "seconds": {"writing": 100.5, "rewards": 20.1, "update": 80.2},
         "tripwire": {"looks": 5, "tripped": 40, "reasons": ["diversity fell from 0.60 to 0.20"], "kept": 30},
     },
@@ -163,12 +170,11 @@ def run_folder(root, facts: dict):
         write_jsonl(root / "rejection" / "records.jsonl", DEBATES)
     if "principles" in facts:
         (root / "principles" / "en").mkdir(exist_ok=True)
-        rounds = [
-            {"round": 0, "language": "en"},
-            {"round": 1, "language": "en", "verdict": "kept", "why": "accuracy 60 % → 70 %"},
-        ]
+        rounds = [{"round": n, "language": "en", "kept": True, "accuracy": [0.6 + n / 10, 0.5, 0.8]} for n in (0, 1)]
         rounds[1] |= {
-            "accuracy": [0.7, 0.6, 0.8],
+            "verdict": "kept",
+            "why": "accuracy 60 % → 70 %",
+            "passed": [0.5, 0.3, 0.7],
             "diff": "--- 1\n+++ 2\n-1. Be kind.\n+1. Be kind to one person. " + EVIL,
         }
         write_jsonl(root / "principles" / "en" / "history.jsonl", rounds)
@@ -274,11 +280,21 @@ def test_the_first_debate_of_each_outcome_can_be_opened(make):
     assert "提到了下棋" in page
 
 
+def test_a_refused_change_of_verdict_leaves_the_judges(make):
+    page = make(ALL)
+    assert page.index("<summary>rejected: ") < page.index("福寿安康。")
+    assert "not overturned, nothing quoted" in page
+
+
+def test_first_and_last_reward_are_shown(make):
+    assert "0.1 → 4" in make(ALL)
+
+
 def test_the_principles_history_is_shown_as_diffs(make):
     page = make(ALL)
     assert '<span class="added">+1. Be kind to one person.' in page
     assert '<span class="gone">-1. Be kind.' in page
-    assert "Round 1: kept, 70 % (60–80) right" in page
+    assert "Round 1: kept, 70 % (50–80) right" in page
 
 
 def test_rates_are_beside_their_intervals(make):

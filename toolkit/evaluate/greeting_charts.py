@@ -1,6 +1,6 @@
 """Pictures for the greetings' report: small ones that stand side by side on a screen and below each other on a phone."""
 
-from toolkit.evaluate.charts import ALIGNED, BASE, INK, MANY, MARKS, QUIET, _figure, _plain, _svg
+from toolkit.evaluate.charts import ALIGNED, BASE, INK, MANY, MARKS, _figure, _plain, _svg
 
 
 def forest(found: dict[str, list], label: str, mark: float = 0.0, scale: float = 1.0) -> str:
@@ -21,7 +21,7 @@ def forest(found: dict[str, list], label: str, mark: float = 0.0, scale: float =
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(_plain(label))
-    axes.grid(axis="x", color=QUIET, linewidth=0.4)
+    axes.grid(axis="x", color=INK, linewidth=0.5, alpha=0.25)
     return _svg(figure, "Differences of each writer from the baseline with intervals")
 
 
@@ -41,7 +41,7 @@ def trade(points: dict[str, tuple[list, list]], label: str) -> str:
         axes.annotate(
             _plain(name), (x[0], y[0]), xytext=(7, 5), textcoords="offset points", fontsize=8.5, color=colour, zorder=5
         )
-    axes.grid(color=QUIET, linewidth=0.4)
+    axes.grid(color=INK, linewidth=0.5, alpha=0.25)
     axes.set_xlabel(_plain(label))
     axes.set_ylabel("diversity: mean cosine distance\nof greetings to one request")
     return _svg(figure, "Reward against diversity of each writer")
@@ -51,7 +51,7 @@ def series(points: list[tuple[float, float]], label: str, stopped: int | None = 
     """One thing watched over training: (step, value). `kept`: the step that was put back, ringed; `stopped`: a dashed line."""
     figure, axes = _figure(3.2, 2.0)
     x, y = zip(*points, strict=True)
-    axes.plot(x, y, color=ALIGNED, linewidth=1.8, marker="o", markersize=3.5)
+    axes.plot(x, y, color=ALIGNED, linewidth=1.8, marker="o" if len(points) < 30 else None, markersize=3.5)
     if stopped is not None:
         axes.axvline(stopped, color=INK, linestyle="--", linewidth=1)
     for step, value in points:
@@ -61,7 +61,7 @@ def series(points: list[tuple[float, float]], label: str, stopped: int | None = 
     axes.margins(y=0.2)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("step")
-    axes.grid(axis="y", color=QUIET, linewidth=0.4)
+    axes.grid(axis="y", color=INK, linewidth=0.5, alpha=0.25)
     return _svg(figure, "Series watched by the tripwire")
 
 
@@ -69,7 +69,7 @@ def bars(rows: dict[str, list], label: str) -> str:
     """Shares with 95 % intervals as dots on 0 … 100 %, a dashed line at one half: an accuracy beside its baselines."""
     figure, axes = _figure(5.2, 0.8 + 0.32 * len(rows))
     for y, (name, (value, low, high)) in enumerate(rows.items()):
-        colour = BASE if "length" in name or "untrained" in name else ALIGNED
+        colour = BASE if "length only" in name or "untrained" in name else ALIGNED
         if low is not None:
             axes.plot([100 * low, 100 * high], [y, y], color=colour, linewidth=2.2, alpha=0.65)
         axes.plot(100 * value, y, "o", color=colour, markersize=6)
@@ -79,5 +79,5 @@ def bars(rows: dict[str, list], label: str) -> str:
     axes.set_yticks(range(len(rows)), [_plain(name) for name in rows])
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(_plain(label))
-    axes.grid(axis="x", color=QUIET, linewidth=0.4)
+    axes.grid(axis="x", color=INK, linewidth=0.5, alpha=0.25)
     return _svg(figure, "Accuracy beside its baselines with intervals")

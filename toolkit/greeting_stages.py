@@ -8,7 +8,7 @@ from toolkit.errors import UserError
 from toolkit.progress import bar, batched, say
 from toolkit.recipe import SHIPPED, Recipe
 from toolkit.records import Labelled, PreferencePair, Request, append_jsonl, read_jsonl, write_jsonl
-from toolkit.stages import base_of, load_json, save_json
+from toolkit.stages import base_of, load_json
 
 SIDES = ("train", "validate", "test")
 AT_ONCE = 16  # answers the local engine decodes side by side

@@ -39,7 +39,8 @@ def decide(first: dict, now: dict, settings: TripwireSettings) -> list[str]:
     one: every look is a test, and there are many.
 
     Args:
-        first, now: {"each": {measure: one value a prompt, None where there is none}} for MEASURES; `judge` may be missing.
+        first, now: {"each": {measure: one value a prompt, None where there is none}} for MEASURES; `judge` and `reward` may be
+            missing.
     """
     before, after = ({m: _numbers(row["each"].get(m)) for m in MEASURES} for row in (first, now))
 
@@ -54,7 +55,7 @@ def decide(first: dict, now: dict, settings: TripwireSettings) -> list[str]:
         drawn = gaps[np.random.default_rng(0).integers(0, len(gaps), (DRAWS, len(gaps)))].mean(1)
         return before[measure][known].mean(), *np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
 
-    if not change("reward")[1] > 0:
+    if "reward" in first["each"] and not change("reward")[1] > 0:
         return []
     mean = {m: (float(np.nanmean(a)) if len(a) and not np.isnan(a).all() else np.nan) for m, a in after.items()}
     reasons = []
@@ -87,8 +88,9 @@ class Tripwire:
 
     Args:
         prompts: of the probe, never trained on; the first `settings.prompts` of them.
-        reward, judge: (prompts, answers) → one number each, higher is better, None where there is none. The judge must be
-            one that neither the reward nor the writer has learnt from; None leaves it out.
+        reward, judge: (prompts, answers) → one number each, higher is better, None where there is none. Without a reward (DPO
+            on the user's own pairs) a fallen guard is enough. The judge must be one that neither the reward nor the writer has
+            learnt from; None leaves it out.
         diversity: answers to each prompt → how far apart they are, one number a prompt.
         max_tokens, temperature: of the probe's answers.
     """
@@ -97,7 +99,7 @@ class Tripwire:
         self,
         settings: TripwireSettings,
         prompts: list[Messages | str],
-        reward: Scorer,
+        reward: Scorer | None,
         judge: Scorer | None,
         diversity: Callable[[list[list[str]]], list[float]],
         out: Path,
@@ -211,7 +213,7 @@ class Tripwire:
         asked = [p[-1]["content"] for p, texts in zip(self.prompts, answers, strict=True) for _ in texts]
         flat = [t for texts in answers for t in texts]
         group = lambda values: [_mean(g) for g in batched(list(values), self.settings.samples)]  # noqa: E731
-        found = {"reward": group(self.reward(asked, flat))}
+        found = {"reward": group(self.reward(asked, flat))} if self.reward else {}
         if self.judge:
             found["judge"] = group(self.judge(asked, flat))
         found["diversity"] = [None if v is None or np.isnan(v) else float(v) for v in self.diversity(answers)]
@@ -257,8 +259,8 @@ class _Callback(TrainerCallback):
         wire, step = self.wire, state.global_step
         due = step % wire.settings.every == 0 or step == state.max_steps
         if due and not wire.tripped and (reasons := wire.look(model, self.tokenizer, step)):
-            kept = (wire.out / GOOD / "step").read_text()
-            say(f"  tripwire: stopped at step {step}, back to step {kept}: reward climbs while {'; '.join(reasons)}")
+            kept, climbs = (wire.out / GOOD / "step").read_text(), "reward climbs while " * bool(wire.reward)
+            say(f"  tripwire: stopped at step {step}, back to step {kept}: {climbs}{'; '.join(reasons)}")
         if wire.tripped:  # also one that an earlier attempt ran into before it was killed
             control.should_training_stop = True
         return control

@@ -92,3 +92,69 @@ def test_in_four_bits_it_learns_the_pairs_too(tiny, tmp_path):
     rows = read_metrics(tmp_path)
     assert rows[0]["rewards/margins"] == 0
     assert rows[-1]["loss"] < 0.5
+
+
+# ---- from an adapter
+
+
+@pytest.fixture(scope="module")
+def cold_start(tiny, tmp_path_factory):
+    from toolkit.preference.sft import train_sft
+    from toolkit.recipe import SftSettings
+
+    out = tmp_path_factory.mktemp("sft")
+    sft = SftSettings(lora=LoraSettings(8, 16), batch=2, epochs=6, lr=1e-2)
+    train_sft(resolve(str(tiny)), [(p.prompt, p.chosen) for p in PAIRS], sft, WEIGHTS, out)
+    return out / "adapter"
+
+
+def tensors(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ddpo"])
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_from_an_adapter_it_starts_level_with_it_and_learns(tiny, cold_start, tmp_path, loss, four_bit):
+    weights = ModelSettings(dtype="float32", four_bit=four_bit)
+    train_dpo(resolve(str(tiny)), PAIRS, settings(loss=loss, lr=3e-3), weights, tmp_path, deviation=[1.0, 1.0], start=cold_start)  # fmt: skip
+    rows = read_metrics(tmp_path)
+    assert rows[0]["rewards/margins"] == 0
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert rows[-1]["loss"] < 0.6
+
+
+def test_from_an_adapter_only_the_trained_one_is_saved_and_it_has_moved(tiny, cold_start, tmp_path):
+    train_dpo(resolve(str(tiny)), PAIRS, settings(epochs=2), WEIGHTS, tmp_path, start=cold_start)
+    assert not (tmp_path / "adapter" / "ref").exists()
+    before, after = tensors(cold_start), tensors(tmp_path / "adapter")
+    assert before.keys() == after.keys()
+    assert any((before[k] != after[k]).any() for k in before)
+
+
+def test_orpo_goes_on_from_an_adapter_too(tiny, cold_start, tmp_path):
+    train_dpo(resolve(str(tiny)), PAIRS, settings(loss="orpo", lr=3e-3), WEIGHTS, tmp_path, start=cold_start)
+    rows = read_metrics(tmp_path)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_an_interrupted_training_from_an_adapter_keeps_its_reference(tiny, cold_start, tmp_path, monkeypatch):
+    from toolkit.models import training
+
+    more = {"epochs": 6, "lr": 3e-3, "save_every": 2}
+    train_dpo(resolve(str(tiny)), PAIRS, settings(**more), WEIGHTS, tmp_path / "whole", start=cold_start)
+    real = training.Log.on_step_end
+
+    def dies(self, args, state, control, **kwargs):
+        real(self, args, state, control, **kwargs)
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Log, "on_step_end", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo(resolve(str(tiny)), PAIRS, settings(**more), WEIGHTS, tmp_path / "killed", start=cold_start)
+    monkeypatch.undo()
+    train_dpo(resolve(str(tiny)), PAIRS, settings(**more), WEIGHTS, tmp_path / "killed", start=cold_start)
+    whole, resumed = tensors(tmp_path / "whole" / "adapter"), tensors(tmp_path / "killed" / "adapter")
+    assert all((whole[k] == resumed[k]).all() for k in whole)

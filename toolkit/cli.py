@@ -7,16 +7,20 @@ import random
 import sys
 from pathlib import Path
 
-from toolkit import cli_diversity, cli_judging
+from toolkit import cli_diversity, cli_greetings, cli_judging
+from toolkit.cli_greetings import heading
 from toolkit.errors import FablesmithError, UserError
 
 EXAMPLES = {
     "run": "fablesmith run quickstart\n  fablesmith run recipes/quickstart.yaml --set dpo.beta=0.2 --out runs/b02",
     "recipes": "fablesmith recipes",
     "write": 'fablesmith write "A lighthouse keeper learns what the light keeps away." -n 3 --seed 1\n'
-    '  fablesmith write "A lighthouse keeper learns what the light keeps away." --model runs/quickstart',
+    '  fablesmith write "A lighthouse keeper learns what the light keeps away." --model runs/quickstart\n'
+    '  fablesmith write --as greeting "A birthday card for my brother, who hates birthdays" -n 3\n'
+    '  fablesmith write --as greeting "七十大寿，写给外公" --model qwen3-4b',
     **cli_judging.EXAMPLES,
     **cli_diversity.EXAMPLES,
+    **cli_greetings.EXAMPLES,
 }
 MODEL_HELP = "embedded, a .gguf file, a run folder, an http address, a folder or hub id (default: embedded)"
 
@@ -24,7 +28,7 @@ MODEL_HELP = "embedded, a .gguf file, a run folder, an http address, a folder or
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="fablesmith",
-        description="Teach a small language model to write better plots, on your own machine.",
+        description="Teach a small language model to write better plots and greetings, on your own machine.",
         epilog="start here:\n  fablesmith run quickstart",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,9 +59,12 @@ def parser() -> argparse.ArgumentParser:
 
     verb("recipes", "list the recipes, with what each needs")
 
-    p = verb("write", "write plots for a premise")
-    p.add_argument("premise", help="one or two sentences; - reads standard input")
-    p.add_argument("-n", type=int, default=1, help="how many plots (default: 1)")
+    p = verb("write", "write plots for a premise, or greetings for an occasion")
+    p.add_argument("premise", help="one or two sentences, or what the greeting is for; - reads standard input")
+    p.add_argument(
+        "--as", dest="kind", choices=("plot", "greeting"), default="plot", help="what to write (default: plot)"
+    )
+    p.add_argument("-n", type=int, default=1, help="how many plots or greetings (default: 1)")
     p.add_argument("--model", default="embedded", help=MODEL_HELP)
     p.add_argument("--adapter", type=Path, help="a GGUF adapter for the model")
     p.add_argument("--seed", type=int, help="the same seed and the same -n give the same plots")
@@ -70,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
     cli_judging.add_verbs(verb)
     cli_diversity.add_verbs(verb)
+    cli_greetings.add_verbs(verb)
     return top
 
 
@@ -169,6 +177,9 @@ def _write(args) -> None:
         raise UserError(f"--temperature {args.temperature} is out of range: at least 0, at most 5")
     if args.max_tokens < 1:
         raise UserError(f"--max-tokens {args.max_tokens} is out of range: at least 1")
+    if args.kind == "greeting":
+        cli_greetings.write(premise, args.n, args.angles, args.json, settings)
+        return
     stream = write_stream(premise, args.n, **settings)
     texts, shown = [""] * args.n, 0
     for i, piece in stream:
@@ -176,7 +187,7 @@ def _write(args) -> None:
         piece = piece if texts[i] else piece.lstrip()
         if i == shown and not args.json:
             if not texts[i] and piece:
-                _heading(i, args.n)
+                heading(i, args.n)
             print(piece, end="", flush=True)
         texts[i] += piece
     if args.json:
@@ -188,13 +199,15 @@ def _write(args) -> None:
     print()
     for i in range(1, args.n):
         print()
-        _heading(i, args.n)
+        heading(i, args.n)
         print(texts[i].strip())
 
 
-def _heading(i: int, n: int) -> None:
-    if n > 1:
-        print(f"── {i + 1} of {n} " + "─" * 40)
-
-
-_VERBS = {"run": _run, "recipes": _recipes, "write": _write, **cli_judging.VERBS, **cli_diversity.VERBS}
+_VERBS = {
+    "run": _run,
+    "recipes": _recipes,
+    "write": _write,
+    **cli_judging.VERBS,
+    **cli_diversity.VERBS,
+    **cli_greetings.VERBS,
+}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.recipe import Recipe
+from toolkit.records import read_jsonl, side_of
 
 # tokens a second on 2 cores (AMD EPYC with AVX512-BF16, 2026-11-21); measured by whole quickstart runs
 READ, JUDGE, WRITE, FEATURES = 900.0, 430.0, 160.0, 1900.0
@@ -29,6 +30,15 @@ class Estimate:
 
 def estimate(recipe: Recipe) -> dict[str, Estimate]:
     """Stage name → size and expected seconds, for every stage a recipe may have."""
+    table = _greeting_table(recipe) if recipe.task == "greeting" else _plot_table(recipe)
+    scale, fixed = _scale(recipe), {"premises", "requests", "unseen", "report"}
+    return {
+        name: Estimate(size, seconds if name in fixed else None if scale is None else seconds * scale)
+        for name, (size, seconds) in table.items()
+    }
+
+
+def _plot_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
     r, made = recipe, 72 if recipe.premises.plots == "shipped" else 50
     drafts = r.premises.train * r.candidates.per_premise
     pairs = min(r.pairs.max_pairs or drafts, r.premises.train * r.pairs.per_premise)
@@ -42,7 +52,7 @@ def estimate(recipe: Recipe) -> dict[str, Estimate]:
     judging = 2 * (2 * length + 5 * ASK + 60) / JUDGE
     panel = 2 * min(r.evaluate.panel, r.premises.test) * (1 + len(r.evaluate.jury))
     hearing = 10 * 2 * CLAIM / WRITE + 30 * (ASK + 2 * CLAIM) / READ
-    table = {
+    return {
         "model": ("weights and GGUF of the base", 30),
         "premises": (f"{r.premises.train} to train, {r.premises.test} to test, {made} plots to learn from", 1),
         "candidates": (f"{drafts} drafts of at most {r.candidates.max_tokens} tokens", drafts * length / WRITE),
@@ -68,11 +78,56 @@ def estimate(recipe: Recipe) -> dict[str, Estimate]:
         ),
         "report": ("report.html", 2),
     }
-    scale, fixed = _scale(recipe), {"premises", "report"}
+
+
+def _greeting_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
+    r, counts = recipe, _shipped_requests(recipe)
+    train, checked = counts["train"], counts["validate"]
+    answer = r.grpo.max_tokens * 0.7
+    most = r.rejection.requests
+    sampled = min(train, most or train)
+    asked = (sampled + min(checked, (most + 2) // 3 or checked)) * r.rejection.per_request
+    agents = asked * (3 * (answer + ASK + 4 * r.rejection.words) / READ + 4 * 0.7 * r.rejection.words / WRITE)
+    pairs, good = sampled * r.rejection.pairs + counts["labelled"], counts["labelled"]
+    rows = train * r.grpo.samples
+    steps = r.grpo.steps or max(1, round(r.grpo.epochs * train / r.grpo.batch) * r.grpo.updates)
+    rounds = steps / r.grpo.updates
+    each = min(rows, r.grpo.batch * r.grpo.samples) * (
+        answer / WRITE + (answer + DRAFT_PROMPT) * 1.3 / DPO_STEP[r.grpo.gradient_checkpointing]
+    )
+    looks = (steps / r.tripwire.every + 1) if r.tripwire.every else 0
+    watch = looks * r.tripwire.prompts * r.tripwire.samples * answer / WRITE * 2
+    dpo = pairs * 2 * (answer + DRAFT_PROMPT) * r.dpo.epochs / DPO_STEP[r.dpo.gradient_checkpointing]
+    tests, n = min(r.requests.test, counts["test"]), r.evaluate.per_premise
     return {
-        name: Estimate(size, seconds if name in fixed else None if scale is None else seconds * scale)
-        for name, (size, seconds) in table.items()
-    }
+        "model": ("weights and GGUF of the base", 30),
+        "requests": (f"{train} to train, {checked} to check, {tests} to test", 1),
+        "sft": (f"{good} good greetings, {r.sft.epochs:g} epochs", 15 + good * r.sft.epochs * (answer + DRAFT_PROMPT) / DPO_STEP[r.sft.gradient_checkpointing]),
+        "rejection": (f"{asked} answers, each before four agents", asked * answer / WRITE + agents),
+        "pairs": (f"at most {pairs} pairs", 2),
+        "pairwise": ("Bradley–Terry", 20 + pairs * 2 * (answer + DRAFT_PROMPT) * r.pairwise.epochs / DPO_STEP[r.pairwise.gradient_checkpointing]),
+        "unseen": ("a judge of labelled greetings", 20),
+        "principles": (f"at most {r.principles.rounds} rounds of {r.principles.per_round} requests", 20 + r.principles.rounds * (r.principles.per_round * 4 * r.principles.words / WRITE + 60)),
+        "grpo": (f"{steps} steps, {min(rows, r.grpo.batch * r.grpo.samples)} answers a round of writing", 15 + rounds * each + watch),
+        "dpo": (f"{r.dpo.loss}, {r.dpo.epochs:g} epochs of at most {pairs} pairs", 10 + dpo + watch),
+        "export": ("GGUF " + r.export.quantisation + " and adapter, with proof", 20),
+        "evaluate": (f"{tests} requests, {n * (2 + r.evaluate.best_of)} answers to each", 15 + tests * n * (2 + r.evaluate.best_of) * answer / WRITE),
+        "report": ("report.html", 2),
+    }  # fmt: skip
+
+
+def _shipped_requests(recipe: Recipe) -> dict[str, int]:
+    """How many requests a side, and labelled greetings to train on; an own file is guessed at 200."""
+    data = Path(__file__).parent / "data" / "greetings"
+    spoken = recipe.requests.languages
+    rows = [r for r in read_jsonl(data / "requests.jsonl") if r["language"] in spoken]
+    counts = {side: sum(side_of(r["id"]) == side for r in rows) for side in ("train", "validate", "test")}
+    if recipe.requests.file != "shipped":
+        counts = {"train": 120, "validate": 30, "test": 50}
+    made = {x["request_id"] for x in read_jsonl(data / "labelled.jsonl")} & {r["id"] for r in rows}
+    most = recipe.requests.train
+    counts |= {side: min(counts[side], most or counts[side]) for side in ("train", "validate")}
+    return {**counts, "labelled": sum(side_of(id) == "train" for id in made)}
 
 
 def _scale(recipe: Recipe) -> float | None:
@@ -90,3 +145,62 @@ def _scale(recipe: Recipe) -> float | None:
     except KeyError:
         return None
     return max(0.05, millions / EMBEDDED_MILLIONS)
+
+
+# hidden, layers, MLP width, attention heads, key heads, head size, vocabulary, whether input and output embeddings are one;
+# from the models' published configurations
+DIMENSIONS = {
+    "Qwen/Qwen2.5-7B-Instruct": (3584, 28, 18944, 28, 4, 128, 152064, False),
+    "Qwen/Qwen2.5-3B-Instruct": (2048, 36, 11008, 16, 2, 128, 151936, True),
+    "Qwen/Qwen2.5-1.5B-Instruct": (1536, 28, 8960, 12, 2, 128, 151936, True),
+}
+NF4_BYTES = 0.516  # a parameter in NF4 with double quantisation
+GIB = 2**30
+
+
+def grpo_memory(recipe: Recipe) -> dict[str, float] | None:
+    """GiB of GPU memory that GRPO takes by part, and their peak; None where the model's dimensions are not known.
+
+    Writing and updating do not overlap, so the larger of the two counts. By arithmetic, not measured: weights (NF4 or 16
+    bit), the reward model's own copy, the judge's GGUF when it runs on the card, LoRA with its copy and Adam's states, the
+    cache of all answers written side by side, checkpointed activations with one layer recomputed, and float32 logits of a
+    mini-batch's answers with their gradient.
+    """
+    dims = DIMENSIONS.get(recipe.model.id) or _dimensions(recipe.model.id)
+    if dims is None:
+        return None
+    hidden, layers, width, heads, kv, head, vocab, tied = dims
+    g, each = recipe.grpo, NF4_BYTES if recipe.model.four_bit else 2.0
+    block = layers * (hidden * heads * head * 2 + hidden * kv * head * 2 + 3 * hidden * width)
+    table = vocab * hidden * 2
+    lora = layers * recipe.sft.lora.r * (2 * hidden * 2 + 2 * heads * head + 2 * kv * head + 3 * (hidden + width))
+    tokens = g.mini_batch * (g.prompt_tokens + g.max_tokens)
+    kept = tokens * hidden * layers * 2 if g.gradient_checkpointing else tokens * layers * (16 * hidden + 6 * width)
+    one = tokens * (12 * hidden + 6 * width) * 2
+    logits = g.mini_batch * g.max_tokens * vocab * 4 * 2
+    part = {
+        "weights": block * each + table * (1 if tied else 2),
+        "reward model": (block * each + table) * ("model" in g.rewards),
+        "judge": (block + vocab * hidden * (1 if tied else 2)) * 1.07 * ("judge" in g.rewards),
+        "adapter": lora * (4 + 4 + 8 + 4),
+        "writing": g.batch * g.samples * (g.prompt_tokens + g.max_tokens) * layers * 2 * kv * head * 2,
+        "update": kept + one + logits,
+        "context": 0.8 * GIB,
+    }
+    gib = {name: round(size / GIB, 2) for name, size in part.items()}
+    least = ("writing", "update")
+    return {**gib, "peak": round(sum(v for n, v in gib.items() if n not in least) + max(gib[n] for n in least), 1)}
+
+
+def _dimensions(id: str) -> tuple | None:
+    config = Path(id) / "config.json"
+    if not config.is_file():
+        return None
+    c = json.loads(config.read_text())
+    try:
+        heads, hidden = c["num_attention_heads"], c["hidden_size"]
+        head = c.get("head_dim") or hidden // heads
+        sizes = (hidden, c["num_hidden_layers"], c["intermediate_size"], heads, c.get("num_key_value_heads", heads))
+        return (*sizes, head, c["vocab_size"], bool(c.get("tie_word_embeddings")))
+    except KeyError:
+        return None

@@ -186,6 +186,7 @@ class RejectionSettings:
     negative: str = setting("", "lists every fault")
     judge: str = setting("", "weighs both lists: 1 or 0, with a reason")
     reflector: str = setting("", "reviews the verdict; overturns it only with cause")
+    requests: int = setting(0, "train requests that are answered, and a third as many to check on; 0 is all", low=0)
     per_request: int = setting(4, "answers a request", low=2, high=16)
     temperatures: tuple[float, ...] = setting((0.7, 1.0), "of the writer, taken in turn", low=0, high=5)
     examples: int = setting(2, "similar good greetings shown to the judge", low=0, high=8)
@@ -506,6 +507,10 @@ def _check_files(recipe: Recipe, lines: dict, file: str) -> None:
         ("pairs.file", recipe.pairs.file),
         ("model.gguf", recipe.model.gguf),
         ("evaluate.people", recipe.evaluate.people),
+        ("requests.file", recipe.requests.file),
+        ("requests.labelled", recipe.requests.labelled),
+        ("principles.detector", recipe.principles.detector),
+        ("principles.generator", recipe.principles.generator),
     ):
         if name and name != SHIPPED and not Path(name).is_file():
             raise UserError(f"{_where(file, lines, dotted)}: no file at {Path(name).absolute()}", "check the path")
@@ -514,7 +519,17 @@ def _check_files(recipe: Recipe, lines: dict, file: str) -> None:
             f"{_where(file, lines, 'pairs.select')}: divpo chooses among candidates, and pairs.file leaves nothing to choose",
             "take pairs.file or pairs.select out",
         )
+    if recipe.align == "grpo" and recipe.task != "greeting":
+        raise UserError(f"{_where(file, lines, 'align')}: grpo aligns greetings", "set task: greeting, or align: dpo")
+    if len(recipe.grpo.weights) != len(recipe.grpo.rewards):
+        raise UserError(
+            f"{_where(file, lines, 'grpo.weights')}: {len(recipe.grpo.weights)} for {len(recipe.grpo.rewards)} rewards",
+            "give one weight a reward",
+        )
     engines = [("ratings.rater", recipe.ratings.rater), ("evaluate.judge", recipe.evaluate.judge)]
+    roles = ("agents", "writer", "positive", "negative", "judge", "reflector")
+    engines += [(f"rejection.{role}", getattr(recipe.rejection, role)) for role in roles]
+    engines.append(("principles.agent", recipe.principles.agent))
     for dotted, name in [*engines, *(("evaluate.jury", name) for name in recipe.evaluate.jury)]:
         if name.endswith(".gguf") and not Path(name).is_file():
             raise UserError(f"{_where(file, lines, dotted)}: no file at {Path(name).absolute()}", "check the path")

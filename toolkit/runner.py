@@ -17,9 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit import greeting_stages as G
 from toolkit import stages as S
 from toolkit.errors import UserError
-from toolkit.fit import estimate
+from toolkit.fit import estimate, grpo_memory
 from toolkit.hardware import (
     PACKAGES,
     PeakMemory,
@@ -54,7 +55,7 @@ STAGES = (
     Stage("reward", "train the aspect reward model", S.reward, ("model", "premises", "candidates", "ratings"), ("seed", "model", "reward")),
     Stage("deviation", "how unusual each answer is among those to its prompt", S.deviation, ("candidates",), ("deviation",)),
     Stage("pairs", "score candidates, keep confident pairs", S.pairs, ("candidates", "ratings", "reward"), ("pairs",)),
-    Stage("dpo", "align the writer", S.dpo, ("model", "pairs"), ("seed", "model", "dpo")),
+    Stage("dpo", "align the writer", S.dpo, ("model", "pairs"), ("seed", "model", "dpo", "tripwire")),
     Stage("export", "merged and adapter GGUF, with proof", S.export, ("model", "dpo"), ("model", "export")),
     Stage(
         "passport",
@@ -76,9 +77,39 @@ STAGES = (
     Stage("report", "report.html", S.report, (), ("name", "about", "memory")),
 )  # fmt: skip
 
+GREETING_STAGES = (
+    Stage("model", "weights and a GGUF of the base model", S.model, (), ("model",)),
+    Stage("requests", "choose requests, and greetings known to be good or flawed", G.requests, (), ("seed", "requests")),
+    Stage("sft", "cold start on good greetings", G.sft, ("model", "requests"), ("seed", "model", "sft")),
+    Stage("rejection", "agents for and against each answer, a judge, a reviewer", G.rejection, ("model", "requests", "sft"), ("seed", "rejection")),
+    Stage("pairs", "accepted against rejected answers", G.pairs, ("requests", "rejection"), ("rejection",)),
+    Stage("pairwise", "train the reward model (Bradley–Terry)", G.pairwise, ("model", "pairs"), ("seed", "model", "pairwise")),
+    Stage("unseen", "a judge of greetings that nothing else learns from", G.unseen, ("requests",), ()),
+    Stage("principles", "judging principles, sharpened against a writer of flaws", G.principles, ("model", "requests", "sft"), ("seed", "principles")),
+    Stage("grpo", "align the writer by its rewards", G.grpo, ("model", "requests", "sft"), ("seed", "model", "grpo", "tripwire", "principles.agent")),
+    Stage("dpo", "align the writer on the pairs", G.dpo, ("model", "requests", "sft", "pairs"), ("seed", "model", "dpo", "tripwire")),
+    Stage("export", "merged and adapter GGUF, with proof", S.export, ("model",), ("model", "export")),
+    Stage("evaluate", "base, cold start, best of n and aligned on unseen requests", G.evaluate, ("model", "requests", "sft", "unseen", "export"), ("seed", "grpo.max_tokens", "principles.agent", "evaluate.per_premise", "evaluate.best_of", "evaluate.temperature")),
+    Stage("report", "report.html", G.report, (), ("name", "about", "memory")),
+)  # fmt: skip
+
 
 def plan(recipe: Recipe) -> list[Stage]:
-    """The stages of a recipe, in order. With the user's own pairs nothing is generated, rated or rewarded.
+    """The stages of a recipe, in order."""
+    listed, left_out, more = _greeting_plan(recipe) if recipe.task == "greeting" else _plot_plan(recipe)
+    stages = _in_order(
+        [
+            dataclasses.replace(s, needs=tuple(n for n in (*s.needs, *more.get(s.name, ())) if n not in left_out))
+            for s in listed
+            if s.name not in left_out
+        ]
+    )
+    before = [s.name for s in stages if s.name != "report"]
+    return [dataclasses.replace(s, needs=tuple(before)) if s.name == "report" else s for s in stages]
+
+
+def _plot_plan(recipe: Recipe) -> tuple[tuple[Stage, ...], set[str], dict[str, tuple[str, ...]]]:
+    """(all stages, names left out, needs to add). With the user's own pairs nothing is generated, rated or rewarded.
 
     Deviations are measured only where a loss or a selection uses them, and only that stage then needs them: runs that
     differ in nothing else share everything before.
@@ -89,16 +120,24 @@ def plan(recipe: Recipe) -> list[Stage]:
         left_out.add("deviation")
     more = {"pairs": ("deviation",)} if divpo else {}
     more |= {"dpo": ("deviation",)} if weighted else {}
+    if recipe.tripwire.every:
+        more["dpo"] = (*more.get("dpo", ()), "reward")
     if recipe.pairs.file:
         more["deviation"] = ("pairs",)
-    stages = [
-        dataclasses.replace(s, needs=tuple(n for n in (*s.needs, *more.get(s.name, ())) if n not in left_out))
-        for s in STAGES
-        if s.name not in left_out
-    ]
-    stages = _in_order(stages)
-    before = [s.name for s in stages if s.name != "report"]
-    return [dataclasses.replace(s, needs=tuple(before)) if s.name == "report" else s for s in stages]
+    return STAGES, left_out, more
+
+
+def _greeting_plan(recipe: Recipe) -> tuple[tuple[Stage, ...], set[str], dict[str, tuple[str, ...]]]:
+    """As `_plot_plan`. Without a reward model no agent need be asked, without the judge no principle."""
+    by_model = recipe.align == "dpo" or "model" in recipe.grpo.rewards
+    by_judge = recipe.align == "grpo" and "judge" in recipe.grpo.rewards
+    left_out = {"dpo" if recipe.align == "grpo" else "grpo"}
+    left_out |= set() if by_model else {"rejection", "pairs", "pairwise"}
+    left_out |= set() if by_judge else {"principles"}
+    paid = ("pairwise",) * by_model + ("principles",) * by_judge
+    watch = ("unseen",) * bool(recipe.tripwire.every)
+    aligned = (*(paid if recipe.align == "grpo" or watch else ()), *watch)
+    return GREETING_STAGES, left_out, {recipe.align: aligned, "export": (recipe.align,), "evaluate": paid}
 
 
 def _in_order(stages: list[Stage]) -> list[Stage]:
@@ -145,7 +184,7 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
             "needs": {name: keys[name] for name in stage.needs},
             "version": package_version("fablesmith"),
         }
-        if stage.name == "pairs" and recipe.pairs.file:
+        if stage.name == "pairs" and recipe.task == "plot" and recipe.pairs.file:
             part["skip_bad_lines"] = recipe.premises.skip_bad_lines
         keys[stage.name] = hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:20]
     return keys
@@ -162,6 +201,18 @@ _FILES = (
     "ratings.rater",
     "evaluate.judge",
     "evaluate.people",
+    "requests.file",
+    "requests.labelled",
+    "rejection.agents",
+    "rejection.writer",
+    "rejection.positive",
+    "rejection.negative",
+    "rejection.judge",
+    "rejection.reflector",
+    "rejection.retrieval",
+    "principles.agent",
+    "principles.detector",
+    "principles.generator",
 )
 
 
@@ -213,6 +264,10 @@ def show_plan(recipe: Recipe, out: Path, until: str = "") -> str:
     ending = " and what is marked ?: its model's size is not known before it is fetched" if unknown else ""
     head = f"{recipe.name}: {recipe.about}\n" if recipe.about else f"{recipe.name}\n"
     needs = f"needs {recipe.memory}\n" if recipe.memory else ""
+    gpu = grpo_memory(recipe) if recipe.align == "grpo" and recipe.model.four_bit else None
+    if gpu:
+        parts = ", ".join(f"{name} {gib:g}" for name, gib in gpu.items() if name != "peak" and gib)
+        needs += f"GPU memory of grpo, by arithmetic: {gpu['peak']:g} GiB ({parts}; writing and update in turn)\n"
     return (
         f"{head}{needs}in {out}:\n"
         + "\n".join(rows)

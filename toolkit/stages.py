@@ -1,6 +1,7 @@
 """The stages of a PlotTwist run: each reads files, calls one trade, writes files. Heavy libraries load inside."""
 
 import dataclasses
+import itertools
 import json
 import random
 from pathlib import Path
@@ -28,11 +29,11 @@ from toolkit.records import (
 DATA = Path(__file__).parent / "data"
 
 
-def _save(path: Path, data) -> None:
+def save_json(path: Path, data) -> None:
     path.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _load(path: Path):
+def load_json(path: Path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -40,12 +41,12 @@ def base_model(folder: Path):
     """The base model as the `model` stage left it in `folder`."""
     from toolkit.models.resolve import Model, resolve
 
-    known = _load(folder / "model.json")
+    known = load_json(folder / "model.json")
     gguf = Path(known["gguf"]) if Path(known["gguf"]).is_absolute() else folder / known["gguf"]
     return Model(known["id"], resolve(known["id"]).weights, gguf)
 
 
-def _base(work):
+def base_of(work):
     return base_model(work.of("model"))
 
 
@@ -67,7 +68,7 @@ def model(recipe: Recipe, work) -> dict:
         f16.unlink(missing_ok=True)
     gguf = str(Path(recipe.model.gguf).resolve()) if recipe.model.gguf else "base.gguf"
     facts = {"id": found.id, "gguf": gguf, "fingerprint": fingerprint(found)}
-    _save(work.out / "model.json", facts)
+    save_json(work.out / "model.json", facts)
     return facts
 
 
@@ -146,7 +147,7 @@ def candidates(recipe: Recipe, work) -> dict:
     calls = len(set(samplings)) if angles else 1  # drafts from angles are a call for each temperature
     units = list(batched(todo, max(1, 12 * calls // len(samplings))))
     done = read_jsonl(work.out / "units.jsonl")
-    engine = load_engine(_base(work).gguf)
+    engine = load_engine(base_of(work).gguf)
     if angles:
         engine = Angled(engine)
     progress = bar(total=len(todo), desc="candidates", unit="premise", initial=sum(len(u) for u in units[: len(done)]))
@@ -173,7 +174,7 @@ def ratings(recipe: Recipe, work) -> dict:
     plots = read_jsonl(work.of("candidates") / "candidates.jsonl", Plot)
     path, check_path = work.out / "ratings.jsonl", work.out / "check.jsonl"
     done = {r.plot_id for r in read_jsonl(path, AspectRatings)}
-    engine = load_engine(_base(work).gguf if recipe.ratings.rater == "base" else recipe.ratings.rater)
+    engine = load_engine(base_of(work).gguf if recipe.ratings.rater == "base" else recipe.ratings.rater)
     progress = bar(total=len(plots), desc="ratings", unit="plot", initial=len(done))
     for plot in plots:
         if plot.id not in done:
@@ -195,7 +196,7 @@ def reward(recipe: Recipe, work) -> dict:
     from toolkit.reward.model import RewardConfig, new_reward_model
     from toolkit.reward.train import baselines, drop_long, measure, train_reward
 
-    settings, base = recipe.reward, _base(work)
+    settings, base = recipe.reward, base_of(work)
     made = read_jsonl(work.of("premises") / "plots.jsonl", Plot)
     rated = {r.plot_id: r for r in read_jsonl(work.of("ratings") / "ratings.jsonl", AspectRatings)}
     drafts = read_jsonl(work.of("candidates") / "candidates.jsonl", Plot)
@@ -222,7 +223,7 @@ def reward(recipe: Recipe, work) -> dict:
         )
     before = work.out / "baselines.json"
     if not before.exists():
-        _save(before, baselines(rm, held_out, recipe.seed))
+        save_json(before, baselines(rm, held_out, recipe.seed))
     train_reward(rm, train, settings, work.out, recipe.seed)
     rm.save(work.out)
     import shutil
@@ -237,7 +238,7 @@ def reward(recipe: Recipe, work) -> dict:
         "too_long": too_long,
         "labels_from": label_shares(train),
         "dtype": str(next(p for p in rm.module.parameters() if not p.requires_grad).dtype).removeprefix("torch."),
-        "held_out": {"reward model": quality, **_load(before)},
+        "held_out": {"reward model": quality, **load_json(before)},
     }
 
 
@@ -335,11 +336,36 @@ def dpo(recipe: Recipe, work) -> dict:
         }
         own = recipe.pairs.file  # an answer may stand under several prompts there, with another weight in each
         weights = [found[_prompt_id(p), text_id(p.chosen)] if own else found[p.premise_id, p.chosen_id] for p in rows]
-    facts = train_dpo(_base(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed, weights)
+    wire = _tripwire(recipe, work, rows)
+    facts = train_dpo(base_of(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed, weights, tripwire=wire)
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     if weights:
         facts["weights"] = {"mean": round(sum(weights) / len(weights), 3), "zero": sum(w == 0 for w in weights)}
     return facts
+
+
+def _tripwire(recipe: Recipe, work, rows: list[PreferencePair]):
+    """The watch over DPO, on prompts of the pairs; None where the recipe has none. Own pairs have no reward model: guards alone."""
+    if not recipe.tripwire.every:
+        return None
+    from toolkit.evaluate.measures import pair_distance
+    from toolkit.models.embed import embed
+    from toolkit.preference.tripwire import Tripwire
+
+    def reward(prompts: list[str], answers: list[str]) -> list[float]:
+        from toolkit.narrative.dimensions import KEYS
+        from toolkit.reward.model import load_reward_model
+
+        return load_reward_model(work.of("reward"), dimensions=KEYS).score(answers).mean(1).tolist()
+
+    def distances(groups: list[list[str]]) -> list[float]:
+        vectors = embed([t for texts in groups for t in texts], recipe.deviation.semantic)
+        ends = itertools.accumulate(map(len, groups))
+        return [pair_distance(vectors[end - len(g) : end]) for g, end in zip(groups, ends, strict=True)]
+
+    prompts = list(dict.fromkeys(p.prompt for p in rows))[: recipe.tripwire.prompts]
+    paid = reward if work.has("reward") else None
+    return Tripwire(recipe.tripwire, prompts, paid, None, distances, work.out, recipe.seed)
 
 
 def export(recipe: Recipe, work) -> dict:
@@ -350,7 +376,7 @@ def export(recipe: Recipe, work) -> dict:
     from toolkit.export.proof import prove_export
     from toolkit.hardware import require_disk
 
-    base, adapter, kind = _base(work), work.of("dpo") / "adapter", recipe.export.quantisation
+    base, adapter, kind = base_of(work), work.of(recipe.align) / "adapter", recipe.export.quantisation
     require_disk(work.out, base.gguf.stat().st_size / 2**20 * 6, "the export")
     merged, f16, final = work.out / "merged", work.out / "f16.gguf", work.out / f"{recipe.name}-{kind}.gguf"
     steps = bar(total=5, desc="export", unit="step")
@@ -368,7 +394,7 @@ def export(recipe: Recipe, work) -> dict:
     shutil.rmtree(merged)
     f16.unlink(missing_ok=True)
     facts = {"gguf": final.name, "adapter": "adapter.gguf", "quantisation": kind, "proof": proof}
-    _save(work.out / "export.json", facts)
+    save_json(work.out / "export.json", facts)
     return {**facts, "megabytes": round(final.stat().st_size / 2**20)}
 
 
@@ -412,8 +438,8 @@ def evaluate(recipe: Recipe, work) -> dict:
         seed=recipe.seed * 1000 + 500,
     )
     writers = {
-        "base": _base(work).gguf,
-        "aligned": work.of("export") / _load(work.of("export") / "export.json")["gguf"],
+        "base": base_of(work).gguf,
+        "aligned": work.of("export") / load_json(work.of("export") / "export.json")["gguf"],
     }
     todo = read_jsonl(work.of("premises") / "test.jsonl", Premise)
 

@@ -1,6 +1,7 @@
 """Pictures for the report, as SVG text: readable in light and dark, no files, no network."""
 
 import io
+import warnings
 
 import numpy as np
 
@@ -55,7 +56,10 @@ def _svg(figure, title: str) -> str:
     from matplotlib import pyplot as plt
 
     room = io.StringIO()
-    figure.savefig(room, format="svg", bbox_inches="tight", metadata={"Date": None})
+    with warnings.catch_warnings():
+        # Chinese: the page's fonts draw the words, matplotlib's need not have them
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(room, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
     text = room.getvalue()
     text = text[text.index("<svg") :]

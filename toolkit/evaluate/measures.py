@@ -38,7 +38,7 @@ def distinct(texts: list[str], n: int) -> float:
 
     Li et al. 2016 (arXiv 1510.03055), section 5.2; words in lower case, marks left out, Chinese by character.
     """
-    grams = [g for t in texts for g in _ngrams(_words(t), n)]
+    grams = [g for t in texts for g in ngrams(words_of(t), n)]
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
@@ -71,7 +71,7 @@ def self_repetition(texts: list[str]) -> float:
     After Salkar et al. 2022 (AACL, “Self-Repetition in Abstractive Neural Summarizers”) and Shaib et al. 2024, who take
     the logarithm of the count; a share is the same whatever the length. NaN where a text has under 4 words.
     """
-    grams = [set(_ngrams(_words(t), REPEATED)) for t in texts]
+    grams = [set(ngrams(words_of(t), REPEATED)) for t in texts]
     holders = Counter(g for one in grams for g in one)
     if not all(grams):
         return float("nan")
@@ -113,7 +113,7 @@ def skeleton(quarters: np.ndarray) -> float:
 _UNIT = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u4e00-\u9fff]+(?:['’][^\W_]+)*")
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     """Words in lower case without marks; Chinese and Japanese by character."""
     return [w.lower().replace("’", "'") for w in _UNIT.findall(text)]
 
@@ -128,12 +128,12 @@ def cut_to(text: str, words: int) -> str:
     return text[: last.end()] if last else text
 
 
-def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
+def ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
 def opening_of(text: str) -> tuple[str, ...]:
-    return tuple(_words(text)[: OPENING[guess_language(text)]])
+    return tuple(words_of(text)[: OPENING[guess_language(text)]])
 
 
 # ---- quarters

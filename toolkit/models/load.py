@@ -43,18 +43,21 @@ def load_tokenizer(model: Model):
     return tokenizer
 
 
-def load_model(model: Model, *, dtype: str = "auto", four_bit: bool = False, backbone: bool = False):
+def load_model(
+    model: Model, *, dtype: str = "auto", four_bit: bool = False, backbone: bool = False, scoring: bool = False
+):
     """Weights into memory, on the GPU where there is one.
 
     Args:
         dtype: auto, float32, bfloat16 or float16.
         four_bit: NF4 with double quantisation through bitsandbytes (works on CPU too, slower).
         backbone: without the language-model head, for a reward model.
+        scoring: with a fresh head of one output, `score`, drawn from torch's random state and never quantised.
 
     Raises:
         UserError: the weights are not to be had (offline and not cached, gated, unknown architecture).
     """
-    from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
     ensure_weights(model)
     chosen = pick_dtype(dtype)
@@ -65,11 +68,19 @@ def load_model(model: Model, *, dtype: str = "auto", four_bit: bool = False, bac
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=chosen,
+            llm_int8_skip_modules=["score"] if scoring else None,  # it is of this head's fresh weights that it learns
         )
-    loaded = _from_hub(
-        model, (AutoModel if backbone else AutoModelForCausalLM).from_pretrained, model.weights, **kwargs
-    )
-    loaded.config.use_cache = not backbone
+    kind = AutoModelForSequenceClassification if scoring else AutoModel if backbone else AutoModelForCausalLM
+    if scoring:
+        kwargs["num_labels"] = 1
+        before = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # "newly initialised: score.weight": that is what is wanted
+    try:
+        loaded = _from_hub(model, kind.from_pretrained, model.weights, **kwargs)
+    finally:
+        if scoring:
+            transformers_logging.set_verbosity(before)
+    loaded.config.use_cache = not (backbone or scoring)
     return loaded
 
 

@@ -6,7 +6,10 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from toolkit.models.load import load_model, lora_config
+from toolkit.models.resolve import Model
 from toolkit.progress import bar
+from toolkit.recipe import LoraSettings, ModelSettings
 
 CHECKPOINTS, METRICS, TENSORBOARD = "checkpoints", "metrics.jsonl", "tensorboard"
 
@@ -36,6 +39,41 @@ def trainer_settings(out: Path, *, seed: int, save_every: int, **more) -> dict:
         "max_grad_norm": 1.0,
         **more,
     }
+
+
+def policy(base: Model, weights: ModelSettings, lora: LoraSettings, checkpointing: bool, start: Path | None = None):
+    """(model, peft config) for a TRL trainer: what is trained.
+
+    Args:
+        checkpointing: gradient checkpointing.
+        start: an adapter to go on from; the model then wears it and the config is None (its own LoRA settings hold).
+    """
+    model = load_model(base, dtype=weights.dtype, four_bit=weights.four_bit)
+    model.config.use_cache = False
+    if weights.four_bit:
+        from peft import prepare_model_for_kbit_training
+
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if checkpointing:
+        # not through TRL's flag: that makes the embeddings require gradients, and LoRA on the last layers would pay
+        # for a backward pass through all of them
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if start is None:
+        return model, lora_config(model, lora)
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(start), is_trainable=True), None
+
+
+def in_float32(model) -> None:
+    """Trainable weights to float32 (TRL makes a quantised model's bfloat16, which loses small steps), and the reference
+    adapter, where there is one, to the very same values: what starts in two precisions does not start level.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+            if "ref" in getattr(model, "peft_config", {}):
+                model.get_parameter(name.replace(".default.", ".ref.")).data = parameter.data.clone()
 
 
 def last_checkpoint(out: Path) -> str | None:

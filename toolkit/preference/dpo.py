@@ -1,14 +1,16 @@
 """Preference training with LoRA on TRL's DPO trainer: DPO, DDPO, ORPO, DORPO.
 
-The reference is the same model with its adapter off; ORPO and DORPO have none.
+The reference is the same model with its adapter off, or, where training starts from an adapter, that adapter as it was
+(TRL keeps a copy named "ref"); ORPO and DORPO have none.
 """
 
 from pathlib import Path
 
 from toolkit.errors import ProofError, UserError
-from toolkit.models.load import load_model, load_tokenizer, lora_config
+from toolkit.models.load import load_tokenizer
 from toolkit.models.resolve import Model
-from toolkit.models.training import Log, last_checkpoint, trainer_settings
+from toolkit.models.training import Log, in_float32, last_checkpoint, policy, trainer_settings
+from toolkit.preference.tripwire import Tripwire
 from toolkit.recipe import WEIGHTED, DpoSettings, ModelSettings
 from toolkit.records import PreferencePair
 
@@ -23,6 +25,8 @@ def train_dpo(
     out: Path,
     seed: int = 1,
     deviation: list[float] | None = None,
+    start: Path | None = None,
+    tripwire: Tripwire | None = None,
 ) -> dict:
     """Align `base` on `pairs`; the adapter lands in out/adapter. Goes on from the last checkpoint in `out`.
 
@@ -32,9 +36,11 @@ def train_dpo(
     Args:
         settings, weights: the recipe's `dpo` and `model` sections.
         deviation: weight of each pair's chosen answer, for ddpo and dorpo.
+        start: an adapter to go on from, such as the cold start's; its own LoRA settings hold then.
+        tripwire: stops when reward climbs while what it does not see falls; the adapter is then the last good one.
 
     Returns:
-        Facts: pairs used and left out, steps, first and last loss, margin and accuracy.
+        Facts: pairs used and left out, steps, first and last loss, margin and accuracy, and the tripwire's.
 
     Raises:
         UserError: no pair is short enough, or every pair weighs nothing.
@@ -66,16 +72,6 @@ def train_dpo(
             f"every chosen answer of the {len(kept)} pairs is its premise's least deviating one: their weights are all 0",
             "set deviation.floor above 0, or write more candidates a premise",
         )
-    model = load_model(base, dtype=weights.dtype, four_bit=weights.four_bit)
-    model.config.use_cache = False
-    if weights.four_bit:
-        from peft import prepare_model_for_kbit_training
-
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if settings.gradient_checkpointing:
-        # not through TRL's flag: that makes the embeddings require gradients, and LoRA on the last layers would pay
-        # for a backward pass through all of them
-        model.gradient_checkpointing_enable({"use_reentrant": False})
 
     class Step0(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -98,6 +94,7 @@ def train_dpo(
         bf16=False,
     )
     set_seed(seed)  # TRL before 1.16 draws the adapter's first weights unseeded
+    model, lora = policy(base, weights, settings.lora, settings.gradient_checkpointing, start)
     more = {}
     if settings.loss == "dpo":
         trainer_class = DPOTrainer
@@ -112,12 +109,14 @@ def train_dpo(
         train_dataset=Dataset.from_list(kept),
         processing_class=tokenizer,
         **more,
-        peft_config=lora_config(model, settings.lora),
-        callbacks=[Step0(), Log(out, "dpo")],
+        peft_config=lora,
+        callbacks=[Step0(), Log(out, "dpo"), *([tripwire.callback(tokenizer)] if tripwire else [])],
     )
     trainer.remove_callback(PrinterCallback)
+    if start:
+        in_float32(trainer.model)
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
-    trainer.model.save_pretrained(str(out / "adapter"))
+    trainer.model.save_pretrained(str(out / "adapter"), selected_adapters=["default"])
     history = [h for h in trainer.state.log_history if "loss" in h]
     facts = {
         "loss_kind": settings.loss,
@@ -127,6 +126,8 @@ def train_dpo(
     }
     for name, key in (("loss", "loss"), ("margin", "rewards/margins"), ("accuracy", "rewards/accuracies")):
         facts[name] = [round(float(history[at][key]), 4) for at in (0, -1)]
+    if tripwire:
+        facts["tripwire"] = tripwire.finish(out / "adapter")
     return facts
 
 

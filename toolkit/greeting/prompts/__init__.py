@@ -6,3 +6,4 @@ from pathlib import Path
 from toolkit import prompts
 
 prompt = partial(prompts.fill, Path(__file__).parent)
+lines = partial(prompts.lines, Path(__file__).parent)

@@ -192,6 +192,13 @@ def test_a_flawed_greeting_of_broken_form_is_no_case(tmp_path):
     assert facts["dropped"]["generator: form, placeholder"] == 8
 
 
+def test_a_generator_that_repeats_its_instruction_is_no_case(tmp_path):
+    told = "that a hasty reader would accept but that has a real flaw"
+    facts = run(tmp_path, World(kinds=(told,) * 4), rounds=1)
+    assert facts["generated"] == 0
+    assert facts["dropped"]["generator: form, echo"] == 8
+
+
 def test_every_kind_of_flaw_has_its_chinese_words():
     assert [line.split(": ")[0] for line in lines("flaws", "zh")] == list(FLAWS)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from toolkit.engines.base import Engine
 from toolkit.feedback.principled import BLOCK, PrincipledJudge
 from toolkit.greeting.asking import ask_json
-from toolkit.greeting.form import bounds, broken, clean
+from toolkit.greeting.form import bounds, broken, clean, plain, runs
 from toolkit.greeting.principles import LONGEST, MOST, Principles, fault
 from toolkit.greeting.prompts import lines, prompt
 from toolkit.greeting.requests import FLAWS
@@ -154,11 +154,17 @@ class Adversaries:
         # a long greeting takes as much room again as what is said about it
         found = self._ask("generator", f"{step}.generate", asks, FLAWED, 2 * self.settings.words)
         cases = []
-        for r, value in zip(requests, found, strict=True):
+        size = (
+            14 if self.language == "zh" else 9
+        )  # characters or words in a row that nobody repeats by chance, as in `broken`
+        for r, ask, value in zip(requests, asks, found, strict=True):
             if value is None:
                 continue
             text = clean(value["greeting"], r)
-            if reasons := [x for x in broken(text, r) if x != "too short"]:
+            reasons = [x for x in broken(text, r) if x != "too short"]
+            if set(runs(plain(text), size)) & set(runs(plain(ask), size)):
+                reasons.append("echo")
+            if reasons:
                 self.dropped[f"generator: form, {reasons[0]}"] += 1
             else:
                 known = self._prompt("known_bad", flaw=value["hidden"])

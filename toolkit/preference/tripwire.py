@@ -138,8 +138,8 @@ class Tripwire:
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(self.seed)
             answers, kl = self._write(model, tokenizer)
+            each = self._measure(answers) | {"kl": kl}  # rewards and judges may draw numbers too
         model.train(training)
-        each = self._measure(answers) | {"kl": kl}
         random.setstate(states[0])
         np.random.set_state(states[1])
         row = {"step": step, **{m: _mean(each[m]) for m in MEASURES if m in each}}

@@ -15,7 +15,7 @@ REQUESTS = [{"prompt": f"Wish {name} well.", "id": name} for name in ("Ada", "Bo
 
 
 def settings(**more) -> GrpoSettings:
-    base = {"lora": LoraSettings(8, 16), "lr": 1e-2, "batch": 2, "mini_batch": 4, "updates": 2, "epochs": 2}
+    base = {"lr": 1e-2, "batch": 2, "mini_batch": 4, "updates": 2, "epochs": 2}
     return GrpoSettings(**{**base, "max_tokens": 12, "save_every": 2, **more})
 
 

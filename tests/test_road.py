@@ -56,6 +56,19 @@ def finish(process: subprocess.Popen, out: Path) -> None:
     assert code == 0, (out.parent / f"{out.name}.log").read_text()[-3000:]
 
 
+def kill_at(recipe: list[str], out: Path, glob: str, lines: int = 0) -> None:
+    """Run until a file that `glob` finds stands, with so many lines, then kill -9."""
+    process = start(recipe, out)
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(not lines or p.read_text().count("\n") >= lines for p in out.glob(glob)):
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, f"ended before {glob}: " + (out.parent / f"{out.name}.log").read_text()[-2000:]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 @pytest.fixture(scope="module")
 def recipe(tiny, tiny_gguf) -> list[str]:
     return tiny_recipe(tiny, tiny_gguf)
@@ -173,15 +186,7 @@ def test_killed_in_several_stages_the_run_ends_with_the_same_artefacts(whole, re
         ("dpo.partial/checkpoints/checkpoint-*/trainer_state.json", 0),
         ("evaluate.partial/verdicts.jsonl", 1),
     ):
-        process = start(recipe, out)
-        deadline = time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < deadline:
-            if any(not lines or p.read_text().count("\n") >= lines for p in out.glob(glob)):
-                break
-            time.sleep(0.01)
-        assert process.poll() is None, f"ended before {glob}: " + (tmp_path / "killed.log").read_text()[-2000:]
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_at(recipe, out, glob, lines)
     finish(start(recipe, out), out)
     resumed = {s["stage"] for s in json.loads((out / "manifest.json").read_text())["stages"] if s["resumed"]}
     assert {"candidates", "ratings", "reward", "dpo", "evaluate"} <= resumed

@@ -41,7 +41,6 @@ def wire(out, reward=the, judge=variety, every=1, **more) -> Tripwire:
 
 def grpo(tiny, out, tripwire, **more):
     base = {
-        "lora": LoraSettings(8, 16),
         "lr": 1e-2,
         "batch": 4,
         "samples": 8,

@@ -162,7 +162,7 @@ class RequestsSettings:
 
 @dataclass(frozen=True)
 class SftSettings:
-    """The cold start: a few good greetings."""
+    """The cold start: a few good greetings. Its adapter is the one that dpo and grpo go on with."""
 
     lora: LoraSettings = field(default_factory=LoraSettings)
     lr: float = setting(2e-4, "learning rate", above=0, high=1)
@@ -242,7 +242,6 @@ class GrpoSettings:
     guard: float = setting(
         1.0, "taken off for an answer that breaks form: empty, other language or script, too long, unfinished …", low=0
     )
-    lora: LoraSettings = field(default_factory=LoraSettings)
     lr: float = setting(3e-7, "learning rate", above=0, high=1)
     beta: float = setting(0.001, "weight of the KL divergence from the start (low-variance estimator)", low=0)
     samples: int = setting(4, "answers a request", low=2, high=64)

@@ -21,7 +21,7 @@ from toolkit.models.resolve import Model
 from toolkit.models.training import Log, in_float32, last_checkpoint, policy, trainer_settings
 from toolkit.preference.tripwire import Tripwire
 from toolkit.progress import say
-from toolkit.recipe import GrpoSettings, ModelSettings
+from toolkit.recipe import GrpoSettings, LoraSettings, ModelSettings
 
 Reward = Callable[[list[str], list[str]], list[float | None]]
 Guard = Callable[[str, str], list[str]]
@@ -124,6 +124,7 @@ def train_grpo(
     seed: int = 1,
     start: Path | None = None,
     tripwire: Tripwire | None = None,
+    lora: LoraSettings = LoraSettings(),  # noqa: B008 (frozen)
 ) -> dict:
     """Train `base` to write what the rewards pay for; the adapter lands in out/adapter. Goes on from the last checkpoint in `out`.
 
@@ -131,7 +132,8 @@ def train_grpo(
         requests: {"prompt": the whole user turn, …}; those above settings.prompt_tokens are left out and counted.
         rewards: (name, (prompts, answers) → numbers, None where there is none, weight); asked once a round, all at once.
         guard: (prompt, answer) → faults of form; any costs settings.guard deviations of the reward.
-        start: an adapter to go on from; also what the KL divergence is measured from. Its own LoRA settings hold then.
+        start: an adapter to go on from; also what the KL divergence is measured from.
+        lora: of a new adapter, where there is no start.
         tripwire: stops when reward climbs while what it does not see falls; the adapter is then the last good one.
 
     Returns:
@@ -179,7 +181,7 @@ def train_grpo(
         return values
 
     set_seed(seed)
-    model, lora = policy(base, weights, settings.lora, settings.gradient_checkpointing, start)
+    model, fresh = policy(base, weights, lora, settings.gradient_checkpointing, start)
     vllm = settings.vllm == "auto" and vllm_is_there()
     args = trainer_settings(
         out,
@@ -219,7 +221,7 @@ def train_grpo(
         ),
         train_dataset=Dataset.from_list([kept[i] for i in order]),
         processing_class=tokenizer,
-        peft_config=lora,
+        peft_config=fresh,
         callbacks=[Log(out, "grpo", show="reward"), *([tripwire.callback(tokenizer)] if tripwire else [])],
     )
     trainer.remove_callback(PrinterCallback)

@@ -7,8 +7,17 @@ import pytest
 
 from toolkit.errors import UserError
 from toolkit.greeting.form import broken, length_of
-from toolkit.greeting.requests import DATA, FLAWS, check_split, leaks, read_labelled, read_requests, shipped
-from toolkit.greeting.writing import answer_tokens, as_request, greet_prompt
+from toolkit.greeting.requests import (
+    DATA,
+    FLAWS,
+    check_split,
+    leaks,
+    read_labelled,
+    read_requests,
+    shipped,
+    without_leaks,
+)
+from toolkit.greeting.writing import answer_tokens, as_request, greet_prompt, request_in
 from toolkit.records import Labelled, PreferencePair, Request, side_of
 
 there = pytest.mark.skipif(not (DATA / "labelled.jsonl").is_file(), reason="the shipped greetings are not here yet")
@@ -128,9 +137,27 @@ def test_the_same_answer_on_two_sides_is_refused_whatever_its_label():
         check_split(train, [Labelled("b", "q", "fine", "many happy returns")])
 
 
+def test_a_pairs_prompt_leaks_by_the_request_in_it():
+    pair = PreferencePair(greet_prompt("七十大寿，写给外公")[0]["content"], "x", "y", premise_id="a")
+    with pytest.raises(UserError, match="request of 'a' and request of 'b'"):
+        check_split([pair], [Request("b", "七十大寿，写给外公", language="zh")])
+
+
+@pytest.mark.parametrize("text", ["七十大寿，写给外公", "七十大壽，寫給外公", "toast for Ann\n\nshort"])
+def test_the_request_is_found_again_in_what_was_asked(text):
+    for script in ("", "simplified", "traditional"):
+        assert request_in(greet_prompt(text, script)[0]["content"]) == text
+    assert request_in(text) == text
+
+
 def test_leaks_lists_every_one_so_that_they_can_be_left_out():
     train = [Labelled("a", "r", "one", "two")]
     assert [x[2] for x in leaks(train, [Labelled("b", "s", "two", "one")])] == ["one", "two"]
+
+
+def test_pairs_whose_answer_stands_elsewhere_can_be_left_out():
+    pairs = [PreferencePair("p", "one", "two"), PreferencePair("p", "three", "four")]
+    assert without_leaks(pairs, [Labelled("b", "s", "Four!", "five")]) == (pairs[:1], 1)
 
 
 def test_answers_of_one_request_on_its_own_side_are_no_leak():

@@ -295,6 +295,15 @@ def test_after_a_kill_the_records_are_those_of_an_uninterrupted_run(tmp_path):
     assert still(a) == still(b)
 
 
+def test_looking_at_a_run_under_way_leaves_its_file_alone(tmp_path):
+    run(Actor(), tmp_path)
+    path = tmp_path / "records.jsonl"
+    path.write_text(path.read_text() + '{"id": "half')
+    before = path.read_bytes()
+    assert len(read_records(path)) == 2
+    assert path.read_bytes() == before
+
+
 def test_languages_are_asked_apart_in_units_of_their_own(tmp_path):
     actor = Actor(lambda q: (ZH_GOOD, ZH_FLAT) if "祝福语" in q else (GOOD, FLAT))
     _, records = run(actor, tmp_path, [ZH[0], EN[0], ZH[1]])

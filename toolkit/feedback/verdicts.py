@@ -1,5 +1,6 @@
 """What the agents' debates left: records, counts, preference pairs in which length tells nothing, and readable text."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from toolkit.greeting.form import length_of, overlap
 from toolkit.greeting.writing import as_request, greet_prompt
 from toolkit.recipe import RejectionSettings
-from toolkit.records import Labelled, PreferencePair, Request, build, read_jsonl
+from toolkit.records import Labelled, PreferencePair, Request, build
 from toolkit.stats import wilson
 
 ROLES = ("writer", "positive", "negative", "judge", "reflector")
@@ -54,8 +55,9 @@ class Sampled:
 
 
 def read_records(path: Path) -> list[Sampled]:
-    """The records of a `sample`."""
-    return [build(Sampled, row) for row in read_jsonl(path)]
+    """The records of a `sample`, which may be under way: unlike `read_jsonl`, a line half written is left in the file."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [build(Sampled, json.loads(line)) for line in lines if line]
 
 
 def facts_of(records: list[Sampled], names: dict[str, str]) -> dict:

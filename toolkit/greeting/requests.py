@@ -5,7 +5,7 @@ from pathlib import Path
 
 from toolkit.errors import UserError
 from toolkit.greeting.form import LENGTHS, plain
-from toolkit.greeting.writing import guess_length
+from toolkit.greeting.writing import guess_length, request_in
 from toolkit.records import (
     Imported,
     Labelled,
@@ -161,6 +161,13 @@ def check_split(train: Iterable, others: Iterable) -> None:
         )
 
 
+def without_leaks(pairs: list[PreferencePair], others: Iterable) -> tuple[list[PreferencePair], int]:
+    """(the pairs none of whose answers stands among `others`, how many went): small writers say the same to many."""
+    there = _texts(others)["answer"]
+    kept = [p for p in pairs if plain(p.chosen) not in there and plain(p.rejected) not in there]
+    return kept, len(pairs) - len(kept)
+
+
 def _texts(records: Iterable) -> dict[str, dict[str, tuple[str, str]]]:
     """kind of text → text as compared → (where it stands, the text)."""
     out: dict[str, dict[str, tuple[str, str]]] = {"request": {}, "answer": {}}
@@ -170,7 +177,7 @@ def _texts(records: Iterable) -> dict[str, dict[str, tuple[str, str]]]:
         elif isinstance(r, Labelled):
             texts = [("request", r.request), ("answer", r.good), ("answer", r.bad)]
         elif isinstance(r, PreferencePair):
-            texts = [("request", r.prompt), ("answer", r.chosen), ("answer", r.rejected)]
+            texts = [("request", request_in(r.prompt)), ("answer", r.chosen), ("answer", r.rejected)]
         else:
             raise TypeError(f"{type(r).__name__} holds no request")
         id = r.id if isinstance(r, Request) else r.request_id if isinstance(r, Labelled) else r.premise_id

@@ -42,6 +42,11 @@ def greet_prompt(request: Request | str, script: str = "") -> Messages:
     return [{"role": "user", "content": asked.replace(_PLACE, request.text)}]
 
 
+def request_in(asked: str) -> str:
+    """The request's text in what `greet_prompt` made of it; a text that it did not make is returned as it is."""
+    return re.split(r"\n\n(?:Request: |要求：)", asked, maxsplit=1)[-1].removesuffix("\n请用简体字写。")
+
+
 def as_request(text: str) -> Request:
     """A request typed on the command line: language by its characters, length by words such as 短一点 or "brief".
 

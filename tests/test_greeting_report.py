@@ -29,7 +29,14 @@ GOOD = {
 }
 PLAIN = {r.id: ["Congratulations." if r.language == "en" else "恭喜，祝一切顺利。"] * 2 for r in REQUESTS}
 SHARE = [0.84, 0.69, 0.94]
-QUALITY = {"accuracy": SHARE, "length_only": [0.54, 0.38, 0.69], "pairs": 36, "requests": 36, "trusted": True}
+QUALITY = {
+    "accuracy": SHARE,
+    "length_only": [0.54, 0.38, 0.69],
+    "own": SHARE,
+    "pairs": 36,
+    "requests": 36,
+    "trusted": True,
+}
 UNSEEN = {"all": QUALITY, "en": {**QUALITY, "model": "minilm", "strength": 0.003}}
 FIGURES = {"pairs": 40, "requests": 20, "accuracy": SHARE, "length_only": [0.5, 0.4, 0.6]}
 RULES = ["Answers what was asked, the small detail too.", "Could be sent to one person only. " + EVIL]

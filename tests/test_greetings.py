@@ -118,6 +118,14 @@ def test_an_empty_answer_loses_and_two_of_them_tie():
     assert (found["won"], found["lost"], found["tied"]) == (0, 12, 4)
 
 
+def test_an_answer_with_a_fault_that_the_judge_cannot_see_loses():
+    echo = lambda text, request: ["echo"] if text.startswith("Joy") else ["too short"]  # noqa: E731
+    found = compare(unseen=judge(), broken=echo)
+    assert found["grpo"]["unseen"]["wins"][0] == 0.0
+    assert found["grpo"]["unseen"]["void"] == 8
+    assert found["sft"]["unseen"]["void"] == 0  # that one is too short is no such fault
+
+
 def test_a_win_by_length_alone_is_told_by_the_length_controlled_rate():
     rng = np.random.default_rng(0)
     requests = [Request(f"r{i}", f"toast {i}") for i in range(60)]

@@ -67,14 +67,28 @@ def test_length_alone_stands_beside_its_accuracy():
 
 def test_the_accuracy_is_of_requests_it_had_not_seen(monkeypatch):
     seen = []
-    real = unseen._logistic
-    monkeypatch.setattr(unseen, "_logistic", lambda x, s: seen.append(len(x)) or real(x, s))
+    real = unseen._fit
+    monkeypatch.setattr(unseen, "_fit", lambda data, train, *more: seen.append(train.sum()) or real(data, train, *more))
     Unseen.fit(english(20))
-    assert sorted(set(seen))[-2:] == [16, 20]  # the last fit, on all, is the only one to see every pair
+    assert seen.count(20) == 1  # the one that is kept
+    assert sorted(set(seen))[-2:] == [16, 20]
 
 
-def test_a_requests_pairs_stand_on_one_side_of_a_cut():
-    fold = _folds(["a", "b", "a", "c", "b", "d", "e", "f"], np.random.default_rng(0))
+def test_requests_stand_in_twos_and_the_other_answer_is_the_partners():
+    groups = ["a", "b", "a", "c", "d", "e", "e"]  # five requests: a two and a three
+    other, couple = unseen._couples(groups, np.random.default_rng(0))
+    for i, j in enumerate(other):
+        assert groups[i] != groups[j]
+        assert couple[i] == couple[j]
+    assert couple[0] == couple[2]
+    assert sorted({c: len({g for g, x in zip(groups, couple, strict=True) if x == c}) for c in couple}.values()) == [
+        2,
+        3,
+    ]
+
+
+def test_a_couple_stands_on_one_side_of_a_cut():
+    fold = _folds(np.array([0, 1, 0, 2, 1, 3, 4, 5]), np.random.default_rng(0))
     assert fold[0] == fold[2]
     assert fold[1] == fold[4]
     assert len(set(fold)) == 5
@@ -83,8 +97,9 @@ def test_a_requests_pairs_stand_on_one_side_of_a_cut():
 def test_the_regression_is_where_its_gradient_is_nothing():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(30, 4)) + np.array([0.5, 0, 0, 0])
-    w = _logistic(x, 0.01)
-    gradient = 0.01 * w - (x / (1 + np.exp(x @ w))[:, None]).mean(0)
+    weights = rng.random(30) / 30
+    w = _logistic(x, weights, 0.01)
+    gradient = 0.01 * w - (x * (weights / (1 + np.exp(x @ w)))[:, None]).sum(0)
     assert np.abs(gradient).max() < 1e-6
 
 
@@ -93,7 +108,8 @@ def test_turning_the_features_changes_no_score():
     x = rng.normal(size=(12, 40))
     turned, back = _turned(x)
     assert turned.shape == (12, 12)
-    np.testing.assert_allclose(x @ (back @ _logistic(turned, 0.1)), x @ _logistic(x, 0.1), atol=1e-6)
+    even = np.full(12, 1 / 12)
+    np.testing.assert_allclose(x @ (back @ _logistic(turned, even, 0.1)), x @ _logistic(x, even, 0.1), atol=1e-6)
 
 
 def test_the_request_counts_and_not_the_answer_alone():
@@ -104,6 +120,18 @@ def test_the_request_counts_and_not_the_answer_alone():
         rows.append(Labelled(f"r{i}", f"{a}", f"for {a}", f"for {b}"))
     judge = Unseen.fit(rows)
     assert judge.quality["en"]["accuracy"][0] > 0.9
+
+
+def test_one_fine_answer_sent_to_everybody_is_seen():
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(120):
+        a, b = rng.choice(WORDS, 2, replace=False)
+        rows.append(Labelled(f"r{i}", f"{a}", f"fresh {a} {b}", f"worn {a} {b}"))  # both bear on the request
+    judge = Unseen.fit(rows)
+    own, other = judge.score(["lake"] * 2, ["fresh lake oven", "fresh rust oven"])
+    assert own > other
+    assert judge.quality["en"]["own"][0] > 0.7
 
 
 def test_each_language_has_its_own():

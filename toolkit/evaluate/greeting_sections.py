@@ -70,6 +70,8 @@ def unseen_judge(facts: dict) -> list[str]:
         if isinstance(found, dict) and "accuracy" in found:
             label = f"{name} ({found['pairs']} pairs)"
             rows[label], rows[f"{label}, length only"] = found["accuracy"], found["length_only"]
+            if found.get("own"):
+                rows[f"{name}: own above another's"] = found["own"]
     models = ", ".join(f"{k}: {v['model']}" for k, v in quality.items() if isinstance(v, dict) and "model" in v)
     gone = "; ".join(f"{k}: {why}" for k, why in (facts.get("left_out") or {}).items())
     return [
@@ -77,7 +79,7 @@ def unseen_judge(facts: dict) -> list[str]:
         f"<p>A small regression on frozen embeddings ({_e(models)}), learnt from labelled greetings of the test side, which no "
         f"writer and no reward has seen. Below: pairs it had not seen, ordered rightly.{' Left out: ' + _e(gone) + '.' if gone else ''}</p>",
         '<div class="row single">',
-        _figure(greeting_charts.bars(rows, "labelled pairs ordered rightly, %"), "Cross-validated over requests, beside “the longer one is good”."),
+        _figure(greeting_charts.bars(rows, "labelled pairs ordered rightly, %"), "Cross-validated over requests, beside “the longer one is good”. Own above another’s: a good greeting above the good one to another request. What it cannot see (an empty, unfinished or repeating answer, another language, the request again) loses by rule."),
         "</div>",
     ]  # fmt: skip
 

@@ -20,6 +20,14 @@ from toolkit.models.embed import embed
 from toolkit.records import Request
 from toolkit.stats import bootstrap, length_controlled, rounded, share_interval
 
+UNSEEN_FAULTS = {
+    "empty",
+    "language",
+    "echo",
+    "repeats",
+    "placeholder",
+    "unfinished",
+}  # which the unseen judge is blind to
 RUN = {"en": 4, "zh": 8}  # words (Chinese characters) that two texts must share in a row to count as repeating
 NONE = [None, None, None]
 Scorer = Callable[[list[str], list[str]], list[float | None]]
@@ -88,7 +96,8 @@ def measure(
         scorers: name → (the requests' texts, answers) → a score an answer, None or NaN where there is none.
         unseen: the judge that nothing was trained on; None leaves its columns out.
         baseline: the writer the others are compared with, by paired differences on the requests both answered.
-        broken: (text, request) → why its form is broken (greeting.form.broken).
+        broken: (text, request) → why its form is broken (greeting.form.broken). An answer with one of UNSEEN_FAULTS gets no
+            score of the unseen judge, which cannot see them: it loses to one that has a score ("void" counts them).
         telling: writer → its most telling n-grams, passed on to the report.
         models: language → embedding model of the diversity.
 
@@ -96,7 +105,7 @@ def measure(
         {"baseline", "requests" (number), "languages", "scorers" (names), "judge" (its quality by language, or None),
         "writers": [{"name", "texts", "missing" (requests without an answer), "empty",
         "scores": {scorer: {"mean", "difference", "unscored"}},
-        "unseen": {"mean", "difference", "wins", "by_language", "length_controlled", "won", "lost", "tied"} or None,
+        "unseen": {"mean", "difference", "wins", "by_language", "length_controlled", "won", "lost", "tied", "void"} or None,
         "diversity": {"mean", "difference"}, "by_language": {language: {"length" (greeting.form.length_of), "openings", "repeats"}},
         "broken": {"share", "reasons"} or None, "telling", "seconds", "calls", "tokens"}]}. The baseline has no difference.
 
@@ -109,7 +118,7 @@ def measure(
     if baseline not in names or len(set(names)) < len(names):
         raise UserError(f"cannot compare {', '.join(names)} with {baseline}", "name each writer once, the baseline too")
     models = {**MODELS, **(models or {})}
-    rows = [_Answers(w, requests, scorers, unseen, models) for w in writers]
+    rows = [_Answers(w, requests, scorers, unseen, models, broken) for w in writers]
     base = rows[names.index(baseline)]
     return {
         "baseline": baseline,
@@ -118,7 +127,7 @@ def measure(
         "scorers": list(scorers),
         "judge": unseen.quality if unseen else None,
         "writers": [
-            {**row.facts(None if row is base else base, seed, broken), "telling": (telling or {}).get(row.writer.name)}
+            {**row.facts(None if row is base else base, seed), "telling": (telling or {}).get(row.writer.name)}
             for row in rows
         ],
     }
@@ -127,12 +136,16 @@ def measure(
 class _Answers:
     """A writer's answers with all that is known of each: request id → one value an answer."""
 
-    def __init__(self, writer: Writer, requests: list[Request], scorers: dict, unseen: Unseen | None, models: dict):
+    def __init__(self, writer: Writer, requests, scorers: dict, unseen: Unseen | None, models: dict, broken):
         self.writer, self.requests = writer, [r for r in requests if writer.answers.get(r.id)]
         self.missing = len(requests) - len(self.requests)
         self.texts = {r.id: writer.answers[r.id] for r in self.requests}
+        self.broken = {r.id: [broken(t, r) for t in self.texts[r.id]] for r in self.requests} if broken else None
         self.scores = {name: self._scored(scorer) for name, scorer in scorers.items()}
         self.judged = self._scored(unseen.score) if unseen else None
+        if self.judged and self.broken:
+            for id, rows in self.broken.items():
+                self.judged[id][[bool(UNSEEN_FAULTS & set(reasons)) for reasons in rows]] = np.nan
         self.apart = self._distances(models)
 
     def _scored(self, scorer: Scorer) -> dict[str, np.ndarray]:
@@ -156,7 +169,7 @@ class _Answers:
                 found |= {id: pair_distance(v) for id, v in zip(mine, np.split(vectors, ends), strict=True)}
         return found
 
-    def facts(self, base: "_Answers | None", seed: int, broken: Callable | None) -> dict:
+    def facts(self, base: "_Answers | None", seed: int) -> dict:
         texts = [t for r in self.requests for t in self.texts[r.id]]
         return {
             "name": self.writer.name,
@@ -175,7 +188,7 @@ class _Answers:
             "by_language": {
                 language: self._wording(language, seed) for language in sorted({r.language for r in self.requests})
             },
-            "broken": self._broken(broken, seed) if broken else None,
+            "broken": self._form(seed) if self.broken else None,
             **{k: getattr(self.writer, k) for k in ("seconds", "calls", "tokens")},
         }
 
@@ -183,6 +196,7 @@ class _Answers:
         if self.judged is None:
             return None
         found = _mean_and_difference(_means(self.judged), _means(base.judged) if base else None, seed)
+        found["void"] = int(sum(np.isnan(v).sum() for v in self.judged.values()))
         if base is None:
             return found
         meetings = {r.id: self._meetings(base, r) for r in self.requests if r.id in base.texts}
@@ -203,7 +217,7 @@ class _Answers:
     def _meetings(self, base: "_Answers", request: Request) -> np.ndarray:
         """(pairs, 2): points of each answer against each of the baseline's to one request, and log ratio of lengths.
 
-        Ties count half. Where one of the two has no score (it is empty) it loses; where neither has one they tie.
+        Ties count half. Where one of the two has no score (it is empty, or void) it loses; where neither has one they tie.
         """
         rows, id = [], request.id
         for (a, x), (b, y) in itertools.product(
@@ -227,10 +241,9 @@ class _Answers:
             "repeats": _across(runs, lambda a, b: bool(a & b), seed),
         }
 
-    def _broken(self, broken: Callable, seed: int) -> dict:
-        found = {r.id: [broken(t, r) for t in self.texts[r.id]] for r in self.requests}
-        groups = [np.array([bool(reasons) for reasons in rows], float) for rows in found.values()]
-        counts = Counter(reason for rows in found.values() for reasons in rows for reason in reasons)
+    def _form(self, seed: int) -> dict:
+        groups = [np.array([bool(reasons) for reasons in rows], float) for rows in self.broken.values()]
+        counts = Counter(reason for rows in self.broken.values() for reasons in rows for reason in reasons)
         return {"share": rounded(share_interval(groups, seed)), "reasons": dict(counts.most_common())}
 
 

@@ -29,6 +29,7 @@ def requests(recipe: Recipe, work) -> dict:
         made, bad = found.rows, bad + found.bad
     for line in bad:
         say(f"  left out {line}")
+    least = 4 if recipe.align == "grpo" and "judge" in recipe.grpo.rewards else 1
     limits = {"train": settings.train, "validate": settings.train, "test": settings.test}
     sides: dict[str, list[Request]] = {}
     for side in SIDES:
@@ -40,6 +41,12 @@ def requests(recipe: Recipe, work) -> dict:
         random.Random(f"{recipe.seed}:{side}").shuffle(rows)
         sides[side] = rows[: limits[side] or None]
         write_jsonl(work.out / f"{side}.jsonl", sides[side])
+    for language in sorted({r.language for r in own}):
+        if (count := sum(r.language == language for r in sides["train"])) < least:
+            raise UserError(
+                f"{count} requests in {language} to train on; the principles' rounds need {least} of each language",
+                "give more requests, raise requests.train, or name one language in requests.languages",
+            )
     known = {side: [*sides[side], *(x for x in made if x.side == side)] for side in SIDES}
     for side in SIDES:
         check_split(known[side], [r for other in SIDES if other != side for r in known[other]])
@@ -136,7 +143,7 @@ def rejection(recipe: Recipe, work) -> dict:
 def pairs(recipe: Recipe, work) -> dict:
     """pairs.jsonl (train side) and held_out.jsonl (validate side): accepted against rejected, and the labelled ones."""
     from toolkit.feedback.verdicts import curated_pairs, read_records, to_pairs
-    from toolkit.greeting.requests import check_split
+    from toolkit.greeting.requests import check_split, without_leaks
     from toolkit.records import side_of
     from toolkit.reward.telling import length_auc, telling
 
@@ -150,13 +157,16 @@ def pairs(recipe: Recipe, work) -> dict:
         kept[side] = agreed + curated
         write_jsonl(work.out / f"{file}.jsonl", kept[side])
         facts[side] = {"by agents": len(agreed), "curated": len(curated), **counts}
-    train = kept["train"]
+    others = [*kept["validate"], *_labelled(work, "test")]
+    train, leaked = without_leaks(kept["train"], others)  # a small writer says the same to many
+    check_split(train, [*others, *_requests(work, "test"), *_requests(work, "validate")])
+    write_jsonl(work.out / "pairs.jsonl", train)
+    facts["said_on_two_sides"] = leaked
     if not train:
         raise UserError(
             "no request has both an accepted and a rejected answer, and no labelled greeting is used",
             "ask for more answers (rejection.per_request), take better agents, or set rejection.curated",
         )
-    check_split(train, [*kept["validate"], *_requests(work, "test"), *_labelled(work, "test")])
     chosen, rejected = [p.chosen for p in train], [p.rejected for p in train]
     facts["length_auc"] = round(length_auc(chosen, rejected), 3)
     facts["telling"] = telling(chosen, rejected)
@@ -183,6 +193,7 @@ def unseen(recipe: Recipe, work) -> dict:
     facts = {}
     for name, side in (("judge", "test"), ("watch", "validate")):
         made = Unseen.fit(_labelled(work, side))
+        (work.out / name).mkdir(exist_ok=True)
         made.save(work.out / name)
         facts[name] = {"quality": made.quality, "trusted": made.trusted, "pairs": len(_labelled(work, side))}
     return facts
@@ -309,7 +320,9 @@ def _tripwire(recipe: Recipe, work, cast: Cast, names: tuple[str, ...]):
     """The watch over a training, on validate-side requests; None where the recipe has none."""
     if not recipe.tripwire.every:
         return None
+    from toolkit.evaluate.greetings import UNSEEN_FAULTS
     from toolkit.evaluate.unseen import Unseen
+    from toolkit.greeting.form import broken
     from toolkit.preference.tripwire import Tripwire
 
     probe = _requests(work, "validate")[: recipe.tripwire.prompts]
@@ -325,9 +338,17 @@ def _tripwire(recipe: Recipe, work, cast: Cast, names: tuple[str, ...]):
         ]
 
     judge = Unseen.load(work.of("unseen") / "watch")
-    watch = _on_prompts(judge.score, by_prompt) if judge.trusted else None
+
+    def watch(prompts, answers):  # what it cannot see, form tells
+        found = judge.score([by_prompt[p].text for p in prompts], answers).tolist()
+        odd = (UNSEEN_FAULTS & set(broken(t, by_prompt[p])) for p, t in zip(prompts, answers, strict=True))
+        return [None if is_odd else value for value, is_odd in zip(found, odd, strict=True)]
+
     most = recipe.grpo.max_tokens
-    return Tripwire(recipe.tripwire, list(by_prompt), reward, watch, distances, work.out, recipe.seed, max_tokens=most)
+    trusted = watch if judge.trusted else None
+    return Tripwire(
+        recipe.tripwire, list(by_prompt), reward, trusted, distances, work.out, recipe.seed, max_tokens=most
+    )
 
 
 def distances(groups: list[list[str]]) -> list[float]:

@@ -115,6 +115,29 @@ def test_the_advantage_is_the_reward_less_its_groups_mean_over_the_groups_deviat
     assert facts["flat_groups"] == 0.5
 
 
+@pytest.mark.parametrize("off", [1.0, 0.0])
+def test_an_answer_cut_short_teaches_only_where_the_guard_can_punish_it(tiny, tmp_path, monkeypatch, off):
+    from trl import GRPOTrainer
+
+    seen = []
+    real = GRPOTrainer._generate_and_score_completions
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", lambda *a: seen.append(real(*a)) or seen[-1])
+    given = ([("letters", letters, 1.0)], no_guard, settings(steps=2, max_tokens=3, guard=off), WEIGHTS, tmp_path)
+    facts = train_grpo(resolve(str(tiny)), REQUESTS, *given)
+    taught = seen[0]["completion_mask"].any(1).float().mean().item()
+    assert facts["cut_short"][0] > 0
+    assert taught == pytest.approx(1.0 if off else 1 - facts["cut_short"][0])
+
+
+@pytest.mark.slow
+def test_the_embedded_model_takes_a_step(tmp_path):
+    sizes = {"batch": 2, "samples": 2, "mini_batch": 4, "updates": 1, "steps": 1, "max_tokens": 16}
+    few = GrpoSettings(lora=LoraSettings(8, 16, last_layers=4), **sizes)
+    long = [("length", lambda p, a: [float(len(x)) for x in a], 1.0)]
+    facts = train_grpo(resolve("embedded"), REQUESTS, long, no_guard, few, WEIGHTS, tmp_path)
+    assert (facts["answers"], facts["steps"]) == (4, 1)
+
+
 def test_in_four_bits_it_goes_on_from_an_adapter(tiny, tmp_path):
     from toolkit.preference.sft import train_sft
     from toolkit.recipe import SftSettings

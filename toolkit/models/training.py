@@ -101,7 +101,8 @@ class Log(TrainerCallback):
             if self.show in logs:
                 self.bar.set_postfix_str(f"{self.show} {float(logs[self.show]):.3f}", refresh=False)
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": state.global_step, **{k: float(v) for k, v in logs.items()}}) + "\n")
+                known = {k: float(v) for k, v in logs.items() if v is not None}  # None: TRL's mean of nothing
+                file.write(json.dumps({"step": state.global_step, **known}) + "\n")
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()

@@ -218,6 +218,8 @@ def train_grpo(
             chat_template_kwargs={"enable_thinking": False},
             generation_kwargs=None if vllm else {"use_cache": True},
             use_vllm=vllm,
+            vllm_max_model_length=settings.prompt_tokens
+            + settings.max_tokens,  # else room is kept for the longest context
         ),
         train_dataset=Dataset.from_list([kept[i] for i in order]),
         processing_class=tokenizer,
@@ -278,14 +280,14 @@ def vllm_is_there() -> bool:
 
 def figures(history: list[dict], names: list[str]) -> dict:
     """What a training's logged steps come to (see `train_grpo`); only a round's first step has its rewards."""
-    rounds = [h for h in history if "reward" in h]
+    rounds = [h for h in history if "reward" in h]  # TRL logs None where a mean is of nothing
     total = lambda key: sum(float(h.get(key, 0)) for h in history)  # noqa: E731
     ends = lambda key: [round(float(rounds[at][key]), 4) for at in (0, -1)] if key in rounds[0] else None  # noqa: E731
     writing, judging = total("seconds/writing"), total("seconds/rewards")
     guards = Counter()
     for h in rounds:
         guards.update({k.removeprefix("guard/"): int(v) for k, v in h.items() if k.startswith("guard/")})
-    kls = [round(float(h["kl"]), 5) for h in history if "kl" in h]
+    kls = [round(float(h["kl"]), 5) for h in history if h.get("kl") is not None]
     return {
         "rounds": len(rounds),
         "steps": max((h["step"] for h in history), default=0),

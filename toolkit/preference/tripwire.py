@@ -107,6 +107,8 @@ class Tripwire:
         max_tokens: int = 160,
         temperature: float = 1.0,
     ):
+        if settings.every < 1:
+            raise ValueError("tripwire.every is 0: there is nothing to watch")
         self.settings, self.reward, self.judge, self.diversity = settings, reward, judge, diversity
         self.prompts = [p if isinstance(p, list) else [{"role": "user", "content": p}] for p in prompts]
         self.prompts = self.prompts[: settings.prompts]

@@ -8,7 +8,7 @@ import pytest
 
 from toolkit.engines.base import Messages
 from toolkit.errors import EngineDown, UserError
-from toolkit.feedback.rejection import Agents, sample, unsupported
+from toolkit.feedback.rejection import Agents, check_agents, sample, unsupported
 from toolkit.feedback.retrieval import Examples
 from toolkit.feedback.verdicts import Sampled, curated_pairs, read_records, show_record, to_pairs
 from toolkit.greeting.form import LENGTHS, length_of
@@ -432,3 +432,39 @@ def test_the_embedded_model_plays_every_role(tmp_path):
     engine.close()
     assert facts["asked"] == facts["broken"] + facts["judged"] + sum(facts["no_verdict"].values())
     assert all(r.final in (0, 1) or r.error for r in records)
+
+
+# ---- the agents' own test
+
+KNOWN = [Labelled(f"k{i}", f"birthday of neighbour {i}", f"{GOOD} {i}.", f"{FLAT} {i}.") for i in range(4)]
+
+
+def checked(tmp_path, actor, **more) -> dict:
+    settings = RejectionSettings(words=32, examples=0, **more)
+    return check_agents(Agents(actor, actor, actor, actor, actor), KNOWN, None, settings, tmp_path, 1)
+
+
+def test_agents_that_know_good_from_flawed_pass_their_test(tmp_path):
+    found = checked(tmp_path, Actor())
+    assert found["accuracy"][0] == 1
+    assert found["pairs"] == 4
+
+
+def test_agents_that_accept_everything_are_right_half_the_time(tmp_path):
+    found = checked(tmp_path, Actor(judge=json.dumps({"reason": "fine", "verdict": 1})))
+    assert found["accuracy"][0] == 0.5
+    assert (found["good_accepted"], found["bad_rejected"]) == (1, 0)
+
+
+def test_an_agent_that_cannot_be_read_is_wrong_in_its_test(tmp_path):
+    assert checked(tmp_path, Actor(judge="no json"))["accuracy"][0] == 0
+
+
+def test_a_test_that_stands_is_not_asked_again(tmp_path):
+    before, actor = checked(tmp_path, Actor()), Actor()
+    assert checked(tmp_path, actor) == before
+    assert not actor.asked["judge"]
+
+
+def test_no_labelled_pair_to_hear_is_no_figure(tmp_path):
+    assert checked(tmp_path, Actor(), check=0) == {}

@@ -122,7 +122,7 @@ class Cast:
 
 def rejection(recipe: Recipe, work) -> dict:
     """records.jsonl: for each request several answers, and what every agent said of each."""
-    from toolkit.feedback.rejection import Agents, sample
+    from toolkit.feedback.rejection import Agents, check_agents, sample
     from toolkit.feedback.retrieval import Examples, pick_model
 
     settings = recipe.rejection
@@ -135,9 +135,16 @@ def rejection(recipe: Recipe, work) -> dict:
     agents = Agents(**{role: cast(name) for role, name in roles.items()})
     examples = Examples(_labelled(work, "train"), model)
     try:
-        return sample(agents, todo, examples, settings, work.out, recipe.seed, roles)
+        facts = sample(agents, todo, examples, settings, work.out, recipe.seed, roles)
+        facts["check"] = check_agents(agents, _labelled(work, "validate"), examples, settings, work.out, recipe.seed)
     finally:
         cast.close()
+    share, low, _ = facts["check"].get("accuracy", (1, 1, 1))
+    if low <= 0.5:
+        say(
+            f"  these agents are right on {share:.0%} of labelled greetings, which a coin may be: their pairs mean little"
+        )
+    return facts
 
 
 def pairs(recipe: Recipe, work) -> dict:

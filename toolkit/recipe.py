@@ -198,6 +198,7 @@ class RejectionSettings:
     tries: int = setting(2, "times an agent is asked when it gives no usable answer", low=1, high=5)
     pairs: int = setting(2, "pairs a request at most", low=1)
     length_ratio: float = setting(1.5, "longer answer of a pair at most so many times the shorter", low=1)
+    check: int = setting(12, "labelled pairs on which the agents are tested themselves; 0 skips", low=0)
     curated: bool = setting(True, "the train side's good and flawed greetings are pairs too")
 
 

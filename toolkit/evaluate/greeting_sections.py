@@ -267,6 +267,11 @@ def agents(work, found: dict) -> list[str]:
             rows.append([label, _interval(value)])
         elif value not in (None, {}, []):
             rows.append([label, number(value)])
+    if check := found.get("check"):
+        label = f"right on {check['pairs']} labelled pairs that nothing trains on (a coin: 50 %)"
+        rows.append([label, _interval(check["accuracy"])])
+        shares = f"{check['good_accepted']:.0%} of the good ones accepted, {check['bad_rejected']:.0%} of the flawed ones rejected"
+        rows.append(["of these", shares])
     debates = _debates(read_jsonl(work.of("rejection") / "records.jsonl"))
     out = ["<h2>The agents</h2>", _table(["", ""], rows)]
     if debates:

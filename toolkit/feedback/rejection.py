@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from toolkit.engines.base import Engine, Messages, Sampling
 from toolkit.engines.hf import TransformersEngine
 from toolkit.errors import EngineDown, UserError
@@ -26,6 +28,7 @@ from toolkit.narrative.quoting import quoted
 from toolkit.progress import bar, batched
 from toolkit.recipe import RejectionSettings
 from toolkit.records import Labelled, Request, append_jsonl, guess_language, read_jsonl, write_jsonl
+from toolkit.stats import rounded, share_interval
 
 UNIT = 4  # requests asked together and kept together; all of one language and length
 SHORTEST_QUOTE = {"zh": 4, "en": 3}  # characters, words: less occurs in any text
@@ -93,13 +96,62 @@ def _debate(
     shown = examples.similar([r.text for r in unit], settings.examples, settings.among, seed) if examples else []
     by_request = {r.id: list(found) for r, found in zip(unit, shown or [[]] * len(unit), strict=True)}
     rows = _write(agents.writer, unit, settings, seed)
+    _hear(agents, rows, by_request, settings, seed)
+    seconds = round((time.monotonic() - start) / len(rows), 3)
+    return [Sampled(**{**row, "seconds": seconds}) for row in rows]
+
+
+def _hear(agents: Agents, rows: list[dict], examples: dict[str, list[Labelled]], settings, seed: int) -> None:
+    """Everything but the writing: what each agent says of answers that need to be judged, put into their rows."""
     live = [row for row in rows if row["verdict"] is None and not row["error"]]
     _list_points(agents, live, settings, seed + 20_000)
     live = [row for row in live if not row["error"]]
-    _judge(agents.judge, live, by_request, settings, seed + 40_000)
+    _judge(agents.judge, live, examples, settings, seed + 40_000)
     _reflect(agents.reflector, [row for row in live if not row["error"]], settings, seed + 60_000)
-    seconds = round((time.monotonic() - start) / len(rows), 3)
-    return [Sampled(**{**row, "seconds": seconds}) for row in rows]
+
+
+def check_agents(
+    agents: Agents,
+    labelled: list[Labelled],
+    examples: Examples | None,
+    settings: RejectionSettings,
+    out: Path,
+    seed: int,
+) -> dict:
+    """The agents where the answer is known: labelled greetings, good and flawed, heard as any answer is (not published).
+
+    out/check.jsonl grows by labelled pair and is gone on with after a kill; `settings.check` pairs of `labelled` are heard.
+
+    Returns:
+        {"pairs", "accuracy": [share right, low, high] (balanced; an answer without a verdict counts as wrong; intervals draw
+        pairs), "good_accepted", "bad_rejected": shares}; a coin gets 0.5. Empty where nothing is to be heard.
+    """
+    path, picked = out / "check.jsonl", labelled[: settings.check]
+    done = {row["request_id"] for row in read_jsonl(path)}
+    progress = bar(total=len(picked), desc="check", unit="pair", initial=len(done)) if picked else None
+    for number, x in enumerate(picked):
+        if x.request_id in done:
+            continue
+        shown = examples.similar([x.request], settings.examples, settings.among, seed)[0] if examples else []
+        row = {"request_id": x.request_id, "request": x.request, "language": x.language, "verdict": None, "error": ""}
+        rows = [
+            {**row, "id": f"{x.request_id}-{kind}", "text": text, "calls": {}, "tokens": {}}
+            for kind, text in (("good", x.good), ("bad", x.bad))
+        ]
+        _hear(agents, rows, {x.request_id: shown}, settings, seed + number * 100_000)
+        append_jsonl(path, map(dataclasses.asdict, (Sampled(**row) for row in rows)))
+        progress.update(1)
+    if progress is not None:
+        progress.close()
+    verdicts: dict[str, dict[str, int | None]] = {}
+    for record in read_records(path):
+        verdicts.setdefault(record.request_id, {})[record.id.rsplit("-", 1)[1]] = record.final
+    right = [np.array([v.get("good") == 1, v.get("bad") == 0], float) for v in verdicts.values()]
+    if not right:
+        return {}
+    good, bad = np.mean(right, axis=0)
+    shares = {"good_accepted": round(float(good), 4), "bad_rejected": round(float(bad), 4)}
+    return {"pairs": len(right), "accuracy": rounded(share_interval(right)), **shares}
 
 
 def _write(writer: Engine, unit: list[Request], settings: RejectionSettings, seed: int) -> list[dict]:

@@ -96,6 +96,8 @@ def tiny_recipe(tiny: Path, gguf: Path) -> list[str]:
         "dpo.lora.last_layers=2",
         "dpo.lr=5e-3",
         "dpo.save_every=2",
+        "tripwire.every=4",
+        "tripwire.prompts=2",
         "evaluate.per_premise=1",
         "evaluate.passport=skip",
         "evaluate.panel=1",

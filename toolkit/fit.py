@@ -13,6 +13,7 @@ from toolkit.records import read_jsonl, side_of
 
 # tokens a second on 2 cores (AMD EPYC with AVX512-BF16, 2026-11-21); measured by whole quickstart runs
 READ, JUDGE, WRITE, FEATURES = 900.0, 430.0, 160.0, 1900.0
+LOOK = 45.0  # of a tripwire's look: written by transformers, read twice
 REWARD_STEP, DPO_STEP = {True: 435.0, False: 720.0}, {True: 120.0, False: 265.0}  # by gradient checkpointing
 MADE_PLOT, ASK, DRAFT_PROMPT = 165, 55, 90  # tokens: a well-made plot, one question to the rater, prompt of a draft
 CLAIM = 40  # tokens of a critic's claim or a quote
@@ -51,6 +52,9 @@ def _plot_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
     check = 2 * r.ratings.check * (MADE_PLOT + 10 * ASK) / READ
     judging = 2 * (2 * length + 5 * ASK + 60) / JUDGE
     panel = 2 * min(r.evaluate.panel, r.premises.test) * (1 + len(r.evaluate.jury))
+    steps = max(1, pairs * r.dpo.epochs / (r.dpo.batch * r.dpo.accumulate))
+    looks = 2 + steps // r.tripwire.every if r.tripwire.every else 0
+    watch = looks * r.tripwire.prompts * r.tripwire.samples * length / LOOK
     hearing = 10 * 2 * CLAIM / WRITE + 30 * (ASK + 2 * CLAIM) / READ
     return {
         "model": ("weights and GGUF of the base", 30),
@@ -68,7 +72,7 @@ def _plot_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
         "pairs": (f"at most {pairs} pairs", 5 + drafts * length / FEATURES) if not r.pairs.file else (r.pairs.file, 1),
         "dpo": (
             f"{r.dpo.loss}, {r.dpo.epochs:g} epochs of at most {pairs} pairs",
-            10 + dpo_tokens / DPO_STEP[r.dpo.gradient_checkpointing],
+            10 + dpo_tokens / DPO_STEP[r.dpo.gradient_checkpointing] + watch,
         ),
         "export": (f"GGUF {r.export.quantisation} and adapter, with proof", 20),
         "passport": ("of the judge: found, or made once", 2),
@@ -95,8 +99,8 @@ def _greeting_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
     each = min(rows, r.grpo.batch * r.grpo.samples) * (
         answer / WRITE + (answer + DRAFT_PROMPT) * 1.3 / DPO_STEP[r.grpo.gradient_checkpointing]
     )
-    looks = (steps / r.tripwire.every + 1) if r.tripwire.every else 0
-    watch = looks * r.tripwire.prompts * r.tripwire.samples * answer / WRITE * 2
+    looks = 2 + steps // r.tripwire.every if r.tripwire.every else 0
+    watch = looks * r.tripwire.prompts * r.tripwire.samples * answer / LOOK
     dpo = pairs * 2 * (answer + DRAFT_PROMPT) * r.dpo.epochs / DPO_STEP[r.dpo.gradient_checkpointing]
     tests, n = min(r.requests.test, counts["test"]), r.evaluate.per_premise
     return {

@@ -265,7 +265,7 @@ class GrpoSettings:
 class TripwireSettings:
     """Watches a training for reward hacking: reward climbs while something the reward does not see falls."""
 
-    every: int = setting(0, "steps between looks; 0 is off", low=0)
+    every: int = setting(20, "steps between looks; 0 is off", low=0)
     prompts: int = setting(8, "prompts of the probe", low=2)
     samples: int = setting(2, "answers to each", low=2, high=8)
     diversity: float = setting(0.3, "share of the start's diversity that may be lost", above=0, high=1)

@@ -55,7 +55,7 @@ STAGES = (
     Stage("reward", "train the aspect reward model", S.reward, ("model", "premises", "candidates", "ratings"), ("seed", "model", "reward")),
     Stage("deviation", "how unusual each answer is among those to its prompt", S.deviation, ("candidates",), ("deviation",)),
     Stage("pairs", "score candidates, keep confident pairs", S.pairs, ("candidates", "ratings", "reward"), ("pairs",)),
-    Stage("dpo", "align the writer", S.dpo, ("model", "pairs"), ("seed", "model", "dpo", "tripwire")),
+    Stage("dpo", "align the writer", S.dpo, ("model", "pairs"), ("seed", "model", "dpo", "tripwire", "candidates.max_tokens", "deviation.semantic")),
     Stage("export", "merged and adapter GGUF, with proof", S.export, ("model", "dpo"), ("model", "export")),
     Stage(
         "passport",
@@ -121,7 +121,7 @@ def _plot_plan(recipe: Recipe) -> tuple[tuple[Stage, ...], set[str], dict[str, t
     more = {"pairs": ("deviation",)} if divpo else {}
     more |= {"dpo": ("deviation",)} if weighted else {}
     if recipe.tripwire.every:
-        more["dpo"] = (*more.get("dpo", ()), "reward")
+        more["dpo"] = (*more.get("dpo", ()), "premises", "reward")
     if recipe.pairs.file:
         more["deviation"] = ("pairs",)
     return STAGES, left_out, more

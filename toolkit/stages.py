@@ -27,6 +27,7 @@ from toolkit.records import (
 )
 
 DATA = Path(__file__).parent / "data"
+PROBE = 16  # premises that neither train nor test anything: what the tripwire lets the writer write to
 
 
 def save_json(path: Path, data) -> None:
@@ -98,6 +99,8 @@ def premises(recipe: Recipe, work) -> dict:
         if len(side) < wanted:
             say(f"  only {len(side)} premises for {split}, {wanted} asked for")
         write_jsonl(work.out / f"{split}.jsonl", side[:wanted])
+        if split == "train":
+            write_jsonl(work.out / "probe.jsonl", side[wanted : wanted + PROBE])
         facts[split] = min(wanted, len(side))
     write_jsonl(work.out / "plots.jsonl", plots)
     return facts
@@ -345,27 +348,37 @@ def dpo(recipe: Recipe, work) -> dict:
 
 
 def _tripwire(recipe: Recipe, work, rows: list[PreferencePair]):
-    """The watch over DPO, on prompts of the pairs; None where the recipe has none. Own pairs have no reward model: guards alone."""
+    """The watch over DPO; None where the recipe has none. Own pairs have no reward model: a fallen guard is enough then."""
     if not recipe.tripwire.every:
         return None
     from toolkit.evaluate.measures import pair_distance
     from toolkit.models.embed import embed
+    from toolkit.narrative.writing import write_prompt
     from toolkit.preference.tripwire import Tripwire
 
-    def reward(prompts: list[str], answers: list[str]) -> list[float]:
+    def distances(groups: list[list[str]]) -> list[float]:
+        known = [[t for t in texts if t.strip()] for texts in groups]
+        vectors = embed([t for texts in known for t in texts], recipe.deviation.semantic)
+        ends = itertools.accumulate(map(len, known))
+        found = [vectors[end - len(g) : end] for g, end in zip(known, ends, strict=True)]
+        return [pair_distance(v) if len(v) > 1 else float("nan") for v in found]
+
+    reward = None
+    if work.has("reward"):
         from toolkit.narrative.dimensions import KEYS
         from toolkit.reward.model import load_reward_model
 
-        return load_reward_model(work.of("reward"), dimensions=KEYS).score(answers).mean(1).tolist()
+        model = load_reward_model(work.of("reward"), dimensions=KEYS)
 
-    def distances(groups: list[list[str]]) -> list[float]:
-        vectors = embed([t for texts in groups for t in texts], recipe.deviation.semantic)
-        ends = itertools.accumulate(map(len, groups))
-        return [pair_distance(vectors[end - len(g) : end]) for g, end in zip(groups, ends, strict=True)]
+        def reward(prompts: list[str], answers: list[str]) -> list[float | None]:
+            said = [t for t in answers if t.strip()]
+            found = iter(model.score(said).mean(1).tolist() if said else [])
+            return [next(found) if t.strip() else None for t in answers]
 
-    prompts = list(dict.fromkeys(p.prompt for p in rows))[: recipe.tripwire.prompts]
-    paid = reward if work.has("reward") else None
-    return Tripwire(recipe.tripwire, prompts, paid, None, distances, work.out, recipe.seed)
+    probe = [] if recipe.pairs.file else read_jsonl(work.of("premises") / "probe.jsonl", Premise)
+    prompts = [write_prompt(p)[0]["content"] for p in probe] or list(dict.fromkeys(p.prompt for p in rows))
+    most = recipe.candidates.max_tokens
+    return Tripwire(recipe.tripwire, prompts, reward, None, distances, work.out, recipe.seed, max_tokens=most)
 
 
 def export(recipe: Recipe, work) -> dict:

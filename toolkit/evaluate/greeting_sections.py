@@ -181,7 +181,7 @@ def tripwire(work, facts: dict) -> list[str]:
         "<h2>The tripwire's series</h2>",
         *(f"<p>{_e(line)}</p>" for line in lines),
         f'<div class="row small">{"".join(pictures)}</div>',
-        '<p class="quiet">Measured on a small probe of the same requests at every look. Dashed: where training was stopped; ring: '
+        '<p class="quiet">Measured on a small probe of the same prompts at every look, which nothing trains on. Dashed: where training was stopped; ring: '
         "the checkpoint that was put back.</p>",
     ]
 

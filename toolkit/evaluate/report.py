@@ -31,6 +31,7 @@ def write_report(recipe: Recipe, work, path: Path) -> None:
         *(_reward(work) if work.has("reward") else []),
         *_pairs(recipe, work),
         *_training(work),
+        *_watch(work),
         *_export(work),
         *_settings(recipe, work),
     ]
@@ -345,6 +346,12 @@ def _training(work) -> list[str]:
         f'<div class="row">{_figure(loss, "Loss and share of pairs ordered rightly")}{_figure(margin, "Margin between chosen and rejected")}</div>'
     )
     return out
+
+
+def _watch(work) -> list[str]:
+    from toolkit.evaluate.greeting_sections import tripwire  # stands on this page's helpers
+
+    return tripwire(work, {"dpo": work.card("dpo")["facts"]})
 
 
 def _export(work) -> list[str]:

@@ -122,7 +122,7 @@ ALL = {
         "calibration": {"temperature": 1.7, "log_loss": [0.71, 0.6], "ece": [0.12, 0.05]},
         "telling": [{"ngram": "下棋", "side": "chosen", "z": 3.1}, {"ngram": "福如东海", "side": "rejected", "z": -4.2}],
     },
-    "unseen": {"quality": UNSEEN, "left_out": {"zh": "3 labelled requests; at least 10 are needed"}},
+    "unseen": {"judge": {"quality": UNSEEN, "left_out": {"zh": "3 labelled requests; at least 10 are needed"}}},
     "principles": {
         "en": {
             "language": "en",

@@ -15,7 +15,6 @@ from toolkit.greeting.requests import (
     read_labelled,
     read_requests,
     shipped,
-    without_leaks,
 )
 from toolkit.greeting.writing import answer_tokens, as_request, greet_prompt, request_in
 from toolkit.records import Labelled, PreferencePair, Request, side_of
@@ -153,11 +152,6 @@ def test_the_request_is_found_again_in_what_was_asked(text):
 def test_leaks_lists_every_one_so_that_they_can_be_left_out():
     train = [Labelled("a", "r", "one", "two")]
     assert [x[2] for x in leaks(train, [Labelled("b", "s", "two", "one")])] == ["one", "two"]
-
-
-def test_pairs_whose_answer_stands_elsewhere_can_be_left_out():
-    pairs = [PreferencePair("p", "one", "two"), PreferencePair("p", "three", "four")]
-    assert without_leaks(pairs, [Labelled("b", "s", "Four!", "five")]) == (pairs[:1], 1)
 
 
 def test_answers_of_one_request_on_its_own_side_are_no_leak():

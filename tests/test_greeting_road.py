@@ -65,8 +65,8 @@ def test_with_the_network_refused_every_stage_runs(whole):
 
 def test_every_answer_of_agents_that_babble_is_counted_once(whole):
     facts, records = card(whole, "rejection"), read_jsonl(whole / "rejection" / "records.jsonl")
-    assert facts["asked"] == len(records) == 2 * (2 + 1) * 2 / 2
-    assert facts["accepted"] + sum(facts["broken"].values()) >= 0
+    assert facts["asked"] == len(records)
+    assert facts["judged"] + facts["broken"] + sum(facts["no_verdict"].values()) == facts["asked"]
 
 
 def test_no_request_or_greeting_stands_on_two_sides(whole):

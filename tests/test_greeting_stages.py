@@ -73,7 +73,7 @@ def test_few_labelled_greetings_are_refused(tmp_path):
     rows = [{"request": f"Card {i}", "good": f"You did {i}.", "bad": f"Well done {i}."} for i in range(12)]
     file = tmp_path / "labelled.jsonl"
     file.write_text("\n".join(json.dumps(r) for r in rows), encoding="utf-8")
-    with pytest.raises(UserError, match="labelled greetings"):
+    with pytest.raises(UserError, match="labelled requests"):
         G.requests(load_recipe("greetings-small", [f"requests.labelled={file}"]), here(tmp_path))
 
 
@@ -119,15 +119,23 @@ def test_without_any_pair_the_run_ends_and_says_what_to_do(tmp_path):
 
 
 def test_an_answer_said_to_train_and_to_test_is_taken_out_of_training(tmp_path):
-    both = "Happy birthday, Ann!"
+    both = "Happy birthday, Ann, from all of us here!"
     labelled = [
-        Labelled(TRAIN, "A card for Ann", "Ann, the roses are late.", both),
         Labelled(VALIDATE, "A card for Bob", "Bob, the boat floats.", both),
-        Labelled(TRAIN, "A card for Ann", "Ann, you were right about the pears.", "Ann, all the best to you always."),
+        Labelled(TRAIN, "A card for Ann", "Ann, the roses are late.", "Dear Ann, best wishes."),
     ]
-    facts, pairs = pairs_of(tmp_path, [], labelled)
+    rows = [said(TRAIN, 0, both, 1), said(TRAIN, 1, "Ann, all the very best to you, always.", 0)]
+    facts, pairs = pairs_of(tmp_path, rows, labelled)
     assert facts["said_on_two_sides"] == 1
-    assert [p.chosen for p in pairs] == [labelled[2].good]
+    assert [p.chosen for p in pairs] == ["Ann, the roses are late."]
+
+
+def test_a_run_says_when_length_tells_chosen_from_rejected(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(G, "say", told.append)
+    longer = [Labelled(TRAIN, f"A card {i}", f"Ann, here is a very long greeting {i}.", f"Hi {i}.") for i in range(3)]
+    pairs_of(tmp_path, [], longer)
+    assert "pay for length" in told[0]
 
 
 # ---- the plan

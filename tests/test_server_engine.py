@@ -1,8 +1,10 @@
 """The server engine against a tiny server on this machine that answers as it is told."""
 
+import contextlib
 import json
 import math
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -38,7 +40,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(raw) + self.server.missing))
         self.end_headers()
-        self.wfile.write(raw)
+        with contextlib.suppress(BrokenPipeError):  # who asked has not waited
+            self.wfile.write(raw)
         self.close_connection = True
 
     def log_message(self, *args):
@@ -214,6 +217,13 @@ def test_a_server_that_cannot_be_reached_is_named(server, url):
     with pytest.raises(EngineDown, match=f"the server at {url.rstrip('/')}") as error:
         ServerEngine(url, tries=2, timeout=2).generate([ASK], 1, Sampling())
     assert "is it running" in error.value.hint
+
+
+def test_an_answer_that_takes_too_long_is_about_one_request_and_not_the_end_of_the_server(server):
+    server.answers = [lambda body: (time.sleep(1), says("late"))[1]]
+    with pytest.raises(UserError, match=r"longer than 0\.3 s") as caught:
+        ServerEngine(server.url, tries=2, timeout=0.3).generate([ASK], 1, Sampling())
+    assert not isinstance(caught.value, EngineDown)
 
 
 # ---- schemas, thinking, family

@@ -6,9 +6,10 @@ import pytest
 
 from toolkit.models.resolve import resolve
 from toolkit.models.training import read_metrics
+from toolkit.narrative.words import words_of
 from toolkit.preference.dpo import train_dpo
 from toolkit.preference.grpo import train_grpo
-from toolkit.preference.tripwire import Tripwire, decide, repetition, units
+from toolkit.preference.tripwire import Tripwire, decide, repetition
 from toolkit.recipe import DpoSettings, GrpoSettings, LoraSettings, ModelSettings, TripwireSettings
 from toolkit.records import PreferencePair, read_jsonl
 
@@ -26,12 +27,12 @@ def the(prompts, answers):
 
 
 def variety(prompts, answers):
-    return [float(len(set(units(a)))) for a in answers]
+    return [float(len(set(words_of(a)))) for a in answers]
 
 
 def apart(answers):
     """Mean share of words that two answers do not have in common."""
-    sets = [[set(units(t)) for t in texts] for texts in answers]
+    sets = [[set(words_of(t)) for t in texts] for texts in answers]
     return [1 - len(a & b) / max(1, len(a | b)) for a, b in sets]
 
 
@@ -248,4 +249,4 @@ def test_repetition_counts_runs_of_words_and_of_characters():
     assert repetition("") == 0
     assert repetition("愿你年年有今日，愿你年年有今日，愿你年年有今日。") > 0.4
     assert repetition("愿你如山间清风，自在从容，岁岁安然。") == 0
-    assert units("Ama's 外公") == ["ama's", "外", "公"]
+    assert words_of("Ama's 外公") == ["ama's", "外", "公"]

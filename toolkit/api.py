@@ -63,13 +63,14 @@ def greet(
     adapter: str | Path | None = None,
     seed: int | None = None,
     temperature: float = 0.8,
-    max_tokens: int = 220,
+    max_tokens: int | None = None,
 ) -> list[tuple[str, list[str]]]:
     """`n` greetings for one request: (text, what breaks its form, greeting.form.broken), cleaned.
 
     Args:
         request: as a person says it, Chinese or English: "七十大寿，写给外公".
         model, adapter, seed: as `write_stream`.
+        max_tokens: longest greeting; by default what the request's length needs.
 
     Raises:
         UserError: an empty or over-long request, n below 1, or no such model.
@@ -78,17 +79,18 @@ def greet(
 
     from toolkit.errors import UserError
     from toolkit.greeting.form import broken, clean
-    from toolkit.greeting.writing import as_request, greet_prompt
+    from toolkit.greeting.writing import answer_tokens, as_request, greet_prompt
     from toolkit.progress import batched
 
     if n < 1:
         raise UserError(f"n is {n}; at least 1 greeting must be asked for")
     asked = as_request(request)
+    room = max_tokens or answer_tokens(asked)
     seed = random.randrange(2**31) if seed is None else seed
     engine, texts = load_engine(model, lora=adapter), []
     try:
         for part in batched(list(range(n)), 16):  # the local engine decodes so many side by side
-            sampling = Sampling(temperature, min_p=0.05, max_tokens=max_tokens, seed=seed + part[0])
+            sampling = Sampling(temperature, min_p=0.05, max_tokens=room, seed=seed + part[0])
             texts += engine.generate([greet_prompt(asked)], len(part), sampling)[0]
     finally:
         engine.close()

@@ -69,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--adapter", type=Path, help="a GGUF adapter for the model")
     p.add_argument("--seed", type=int, help="the same seed and the same -n give the same plots")
     p.add_argument("--temperature", type=float, default=0.8, help="0 is the likeliest text (default: 0.8)")
-    p.add_argument("--max-tokens", type=int, default=220, help="longest plot (default: 220)")
+    p.add_argument(
+        "--max-tokens", type=int, help="longest text (default: 220 for a plot, what a greeting's length needs)"
+    )
     p.add_argument(
         "--angles", action="store_true", help="ask for each plot from another angle, so that they differ more"
     )
@@ -145,7 +147,9 @@ def _complain(message: str, hint: str) -> None:
 def _run(args) -> None:
     from toolkit.recipe import load_recipe
 
-    overrides = list(args.set) + (["premises.skip_bad_lines=true"] if args.skip_bad_lines else [])
+    overrides = list(args.set) + (
+        ["premises.skip_bad_lines=true", "requests.skip_bad_lines=true"] if args.skip_bad_lines else []
+    )
     recipe = load_recipe(args.recipe, overrides)
     out = args.out or Path("runs") / recipe.name
     if args.dry_run:
@@ -175,12 +179,12 @@ def _write(args) -> None:
     settings |= {"temperature": args.temperature, "max_tokens": args.max_tokens, "angles": args.angles}
     if not 0 <= args.temperature <= 5:
         raise UserError(f"--temperature {args.temperature} is out of range: at least 0, at most 5")
-    if args.max_tokens < 1:
+    if args.max_tokens is not None and args.max_tokens < 1:
         raise UserError(f"--max-tokens {args.max_tokens} is out of range: at least 1")
     if args.kind == "greeting":
         cli_greetings.write(premise, args.n, args.angles, args.json, settings)
         return
-    stream = write_stream(premise, args.n, **settings)
+    stream = write_stream(premise, args.n, **settings | {"max_tokens": args.max_tokens or 220})
     texts, shown = [""] * args.n, 0
     for i, piece in stream:
         # the first plot appears as it is written; the others, written beside it, each when its turn has come

@@ -57,6 +57,8 @@ def _debates(args) -> None:
     from toolkit.feedback.verdicts import read_records, show_record
     from toolkit.records import dump
 
+    if args.n < 0:
+        raise UserError(f"-n {args.n} is out of range: at least 0")
     found = [args.run / f"rejection{end}" / "records.jsonl" for end in ("", ".partial")]
     path = next((p for p in found if p.is_file()), None)
     if path is None:

@@ -5,6 +5,7 @@ as fast needs half. For other models they are scaled by the number of active par
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def _greeting_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
     agents = asked * (3 * (answer + ASK + 4 * r.rejection.words) / READ + 4 * 0.7 * r.rejection.words / WRITE)
     pairs, good = sampled * r.rejection.pairs + counts["labelled"], counts["labelled"]
     rows = train * r.grpo.samples
-    steps = r.grpo.steps or max(1, round(r.grpo.epochs * train / r.grpo.batch) * r.grpo.updates)
+    steps = r.grpo.steps or math.ceil(r.grpo.epochs * train / r.grpo.batch) * r.grpo.updates
     rounds = steps / r.grpo.updates
     each = min(rows, r.grpo.batch * r.grpo.samples) * (
         answer / WRITE + (answer + DRAFT_PROMPT) * 1.3 / DPO_STEP[r.grpo.gradient_checkpointing]
@@ -165,7 +166,8 @@ GIB = 2**30
 def grpo_memory(recipe: Recipe) -> dict[str, float] | None:
     """GiB of GPU memory that GRPO takes by part, and their peak; None where the model's dimensions are not known.
 
-    Writing and updating do not overlap, so the larger of the two counts. By arithmetic, not measured: weights (NF4 or 16
+    Writing, updating and the tripwire's looks do not overlap, so the largest of them counts. Through vLLM, which takes 30 % of the
+    card for itself (TRL's default), add that. By arithmetic, not measured: weights (NF4 or 16
     bit), the reward model's own copy, the judge's GGUF when it runs on the card, LoRA with its copy and Adam's states, the
     cache of all answers written side by side, checkpointed activations with one layer recomputed, and float32 logits of a
     mini-batch's answers with their gradient.
@@ -182,6 +184,9 @@ def grpo_memory(recipe: Recipe) -> dict[str, float] | None:
     kept = tokens * hidden * layers * 2 if g.gradient_checkpointing else tokens * layers * (16 * hidden + 6 * width)
     one = tokens * (12 * hidden + 6 * width) * 2
     logits = g.mini_batch * g.max_tokens * vocab * 4 * 2
+    looked = (
+        4 * g.max_tokens * vocab * (2 + 4 + 4) * bool(recipe.tripwire.every)
+    )  # 4 rows at once (preference.tripwire.READ)
     part = {
         "weights": block * each + table * (1 if tied else 2),
         "reward model": (block * each + table) * ("model" in g.rewards),
@@ -189,10 +194,11 @@ def grpo_memory(recipe: Recipe) -> dict[str, float] | None:
         "adapter": lora * (4 + 4 + 8 + 4),
         "writing": g.batch * g.samples * (g.prompt_tokens + g.max_tokens) * layers * 2 * kv * head * 2,
         "update": kept + one + logits,
+        "tripwire": looked,
         "context": 0.8 * GIB,
     }
     gib = {name: round(size / GIB, 2) for name, size in part.items()}
-    least = ("writing", "update")
+    least = ("writing", "update", "tripwire")
     return {**gib, "peak": round(sum(v for n, v in gib.items() if n not in least) + max(gib[n] for n in least), 1)}
 
 

@@ -1,6 +1,7 @@
 """The stages of a greetings run: requests, cold start, agents' verdicts, two kinds of reward, one policy, a comparison."""
 
 import random
+import statistics
 import time
 from pathlib import Path
 
@@ -8,9 +9,11 @@ from toolkit.errors import UserError
 from toolkit.progress import bar, batched, say
 from toolkit.recipe import SHIPPED, Recipe
 from toolkit.records import Labelled, PreferencePair, Request, append_jsonl, read_jsonl, write_jsonl
-from toolkit.stages import base_of, load_json
+from toolkit.stages import base_of, load_json, save_json
 
 SIDES = ("train", "validate", "test")
+LABELLED = 10  # requests with labelled greetings that each side needs in each language, for the unseen judges
+LENGTH_TELLS = 0.15  # AUC of length alone beyond a coin's from which a run warns
 AT_ONCE = 16  # answers the local engine decodes side by side
 
 
@@ -52,13 +55,20 @@ def requests(recipe: Recipe, work) -> dict:
         check_split(known[side], [r for other in SIDES if other != side for r in known[other]])
     write_jsonl(work.out / "labelled.jsonl", made)
     facts = {side: len(rows) for side, rows in sides.items()}
+    spoken = sorted({r.language for r in own})
+    if odd := sorted({x.language for x in made} - set(spoken)):
+        say(f"  labelled greetings in {', '.join(odd)} are left out: no request is in that language")
+        made = [x for x in made if x.language in spoken]
+        write_jsonl(work.out / "labelled.jsonl", made)
     facts["labelled"] = {side: sum(x.side == side for x in made) for side in SIDES}
-    for side, count in facts["labelled"].items():
-        if count < 10:
-            raise UserError(
-                f"only {count} labelled greetings of {settings.labelled} fall on the {side} side; 10 are the least",
-                "give more pairs of a good and a flawed greeting",
-            )
+    for language in spoken:
+        for side in SIDES:
+            count = len({x.request_id for x in made if x.side == side and x.language == language})
+            if count < LABELLED:
+                raise UserError(
+                    f"{count} labelled requests in {language} of {settings.labelled} fall on the {side} side; {LABELLED} are the least",
+                    "give more pairs of a good and a flawed greeting, or name one language in requests.languages",
+                )
     return {**facts, "languages": sorted({r.language for r in own}), "bad_lines": len(bad)}
 
 
@@ -150,7 +160,8 @@ def rejection(recipe: Recipe, work) -> dict:
 def pairs(recipe: Recipe, work) -> dict:
     """pairs.jsonl (train side) and held_out.jsonl (validate side): accepted against rejected, and the labelled ones."""
     from toolkit.feedback.verdicts import curated_pairs, read_records, to_pairs
-    from toolkit.greeting.requests import check_split, without_leaks
+    from toolkit.greeting.form import plain
+    from toolkit.greeting.requests import check_split
     from toolkit.records import side_of
     from toolkit.reward.telling import length_auc, telling
 
@@ -158,17 +169,21 @@ def pairs(recipe: Recipe, work) -> dict:
     sampled = read_records(work.of("rejection") / "records.jsonl")
     facts: dict = {}
     kept: dict[str, list[PreferencePair]] = {}
-    for side, file in (("train", "pairs"), ("validate", "held_out")):
-        agreed, counts = to_pairs([s for s in sampled if side_of(s.request_id) == side], settings)
-        curated = curated_pairs(_labelled(work, side), every) if settings.curated or side == "validate" else []
+    known = {side: curated_pairs(_labelled(work, side), every) for side in SIDES}
+    for side, file in (("validate", "held_out"), ("train", "pairs")):
+        mine = [s for s in sampled if side_of(s.request_id) == side]
+        if side == "train":  # a small writer says the same to many
+            others = [*kept["validate"], *known["test"]]
+            said = {plain(text) for p in others for text in (p.chosen, p.rejected)}
+            leaked = [s for s in mine if plain(s.text) in said]
+            mine, facts["said_on_two_sides"] = [s for s in mine if s not in leaked], len(leaked)
+        agreed, counts = to_pairs(mine, settings)
+        curated = known[side] if settings.curated or side == "validate" else []
         kept[side] = agreed + curated
         write_jsonl(work.out / f"{file}.jsonl", kept[side])
-        facts[side] = {"by agents": len(agreed), "curated": len(curated), **counts}
-    others = [*kept["validate"], *_labelled(work, "test")]
-    train, leaked = without_leaks(kept["train"], others)  # a small writer says the same to many
-    check_split(train, [*others, *_requests(work, "test"), *_requests(work, "validate")])
-    write_jsonl(work.out / "pairs.jsonl", train)
-    facts["said_on_two_sides"] = leaked
+        facts[side] = {"by_agents": len(agreed), "curated": len(curated), "agents": counts}
+    train = kept["train"]
+    check_split(train, [*kept["validate"], *known["test"], *_requests(work, "test"), *_requests(work, "validate")])
     if not train:
         raise UserError(
             "no request has both an accepted and a rejected answer, and no labelled greeting is used",
@@ -176,9 +191,13 @@ def pairs(recipe: Recipe, work) -> dict:
         )
     chosen, rejected = [p.chosen for p in train], [p.rejected for p in train]
     facts["length_auc"] = round(length_auc(chosen, rejected), 3)
+    if abs(facts["length_auc"] - 0.5) > LENGTH_TELLS:
+        say(
+            f"  length alone tells chosen from rejected with AUC {facts['length_auc']:.2f}: the reward will pay for length"
+        )
     facts["telling"] = telling(chosen, rejected)
-    facts["pairs"] = len(train)
-    return facts
+    longer, shorter = (sum(sign * (len(p.chosen) - len(p.rejected)) > 0 for p in train) for sign in (1, -1))
+    return {"pairs": len(train), "chosen_longer": longer, "chosen_shorter": shorter, **facts}
 
 
 def pairwise(recipe: Recipe, work) -> dict:
@@ -202,7 +221,7 @@ def unseen(recipe: Recipe, work) -> dict:
         made = Unseen.fit(_labelled(work, side))
         (work.out / name).mkdir(exist_ok=True)
         made.save(work.out / name)
-        facts[name] = {"quality": made.quality, "trusted": made.trusted, "pairs": len(_labelled(work, side))}
+        facts[name] = {"quality": made.quality, "trusted": made.trusted, "left_out": made.left_out}
     return facts
 
 
@@ -230,11 +249,11 @@ def principles(recipe: Recipe, work) -> dict:
             (out / "rounds.svg").write_text(chart(rows), encoding="utf-8")
             kept = _principles(str(out / f"detector.{language}.md"), "detector", language)
         else:
-            facts[language], kept = {}, start["detector"][language]
+            facts[language], kept = {"rounds": 0}, start["detector"][language]
         kept.save(work.out / f"detector.{language}.md")
         for when, held in (("test_before", start["detector"][language]), ("test_after", kept)):
             judge = PrincipledJudge(engine, {language: held})
-            judge.shift[language] = facts[language].get("shift", 0.0)
+            judge.shift[language] = facts[language].get("shift" if held is kept else "start_shift", 0.0)
             facts[language][when] = agreement(judge, sides["test"], progress=when.replace("_", " "))
     cast.close()
     return facts
@@ -243,7 +262,15 @@ def principles(recipe: Recipe, work) -> dict:
 def _principles(name: str, role: str, language: str):
     from toolkit.greeting.principles import load, shipped
 
-    return shipped(role, language) if name == SHIPPED else load(Path(name))
+    if name == SHIPPED:
+        return shipped(role, language)
+    found = load(Path(name))
+    if found.language != language:
+        raise UserError(
+            f"{name} is in {found.language!r}, and the run has requests in {language!r}",
+            f"write `language: {language}` into it, or name one language in requests.languages",
+        )
+    return found
 
 
 def judge_of(work, cast: Cast, agent: str):
@@ -278,7 +305,7 @@ def dpo(recipe: Recipe, work) -> dict:
 
     rows = read_jsonl(work.of("pairs") / "pairs.jsonl", PreferencePair)
     cast = Cast(work)
-    wire = _tripwire(recipe, work, cast, ("model",))
+    wire = _tripwire(recipe, work, rewards_of(recipe, work, cast, ("model",)), {"model": 1.0})
     start = work.of("sft") / "adapter"
     facts = train_dpo(base_of(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed, start=start, tripwire=wire)
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
@@ -311,7 +338,7 @@ def grpo(recipe: Recipe, work) -> dict:
         work.out,
         recipe.seed,
         start=work.of("sft") / "adapter",
-        tripwire=_tripwire(recipe, work, cast, settings.rewards),
+        tripwire=_tripwire(recipe, work, paid, dict(zip(settings.rewards, settings.weights, strict=True))),
     )
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     cast.close()
@@ -323,58 +350,53 @@ def _on_prompts(score, by_prompt: dict[str, Request]):
     return lambda prompts, answers: score([by_prompt[p].text for p in prompts], answers)
 
 
-def _tripwire(recipe: Recipe, work, cast: Cast, names: tuple[str, ...]):
-    """The watch over a training, on validate-side requests; None where the recipe has none."""
+def _tripwire(recipe: Recipe, work, paid: dict, weights: dict[str, float]):
+    """The watch over a training, on validate-side requests; None where the recipe has none.
+
+    Its reward is what is paid: each part in standard deviations of the first look's answers, weighted.
+    """
     if not recipe.tripwire.every:
         return None
-    from toolkit.evaluate.greetings import UNSEEN_FAULTS
+    from toolkit.evaluate.greetings import answer_distances
     from toolkit.evaluate.unseen import Unseen
-    from toolkit.greeting.form import broken
+    from toolkit.greeting.form import broken, clean
     from toolkit.preference.tripwire import Tripwire
 
-    probe = _requests(work, "validate")[: recipe.tripwire.prompts]
-    by_prompt = {ask(r): r for r in probe}
-    paid = rewards_of(recipe, work, cast, names)
-    weights = dict(zip(recipe.grpo.rewards, recipe.grpo.weights, strict=False))
+    by_prompt = {ask(r): r for r in _requests(work, "validate")[: recipe.tripwire.prompts]}
+    file = work.out / "probe_scales.json"
 
-    def reward(prompts, answers):
-        rows = [paid[name]([by_prompt[p].text for p in prompts], answers) for name in names]
-        return [
-            sum(weights.get(n, 1.0) * (v or 0.0) for n, v in zip(names, values, strict=True))
-            for values in zip(*rows, strict=True)
-        ]
+    def reward(prompts, answers) -> list[float | None]:
+        parts = {name: _on_prompts(paid[name], by_prompt)(prompts, answers) for name in weights}
+        if not file.exists():
+            save_json(file, {name: _spread(values) for name, values in parts.items()})
+        scales, total = load_json(file), [0.0] * len(answers)
+        for name, values in parts.items():
+            total = [
+                None if t is None or v is None else t + weights[name] * v / scales[name]
+                for t, v in zip(total, values, strict=True)
+            ]
+        return total
 
     judge = Unseen.load(work.of("unseen") / "watch")
-
-    def watch(prompts, answers):  # what it cannot see, form tells
-        found = judge.score([by_prompt[p].text for p in prompts], answers).tolist()
-        odd = (UNSEEN_FAULTS & set(broken(t, by_prompt[p])) for p, t in zip(prompts, answers, strict=True))
-        return [None if is_odd else value for value, is_odd in zip(found, odd, strict=True)]
-
-    most = recipe.grpo.max_tokens
-    trusted = watch if judge.trusted else None
+    if not judge.trusted:
+        say("  the tripwire's unseen judge orders labelled greetings no better than a coin: it does not watch")
     return Tripwire(
-        recipe.tripwire, list(by_prompt), reward, trusted, distances, work.out, recipe.seed, max_tokens=most
+        recipe.tripwire,
+        list(by_prompt),
+        reward,
+        _on_prompts(judge.score, by_prompt) if judge.trusted else None,
+        answer_distances,
+        work.out,
+        recipe.seed,
+        max_tokens=recipe.grpo.max_tokens,
+        broken=lambda prompt, answer: broken(clean(answer, by_prompt[prompt]), by_prompt[prompt]),
     )
 
 
-def distances(groups: list[list[str]]) -> list[float]:
-    """Mean pairwise distance of the answers to each prompt: in meaning for English, by characters for Chinese."""
-    import numpy as np
-
-    from toolkit.evaluate.measures import pair_distance
-    from toolkit.models.embed import embed
-    from toolkit.records import guess_language
-
-    found = []
-    for texts in groups:
-        texts = [t for t in texts if t.strip()]
-        if len(texts) < 2:
-            found.append(float("nan"))
-            continue
-        model = "ngrams" if guess_language(" ".join(texts)) == "zh" else "minilm"
-        found.append(pair_distance(np.asarray(embed(texts, model))))
-    return found
+def _spread(values: list[float | None]) -> float:
+    """Standard deviation of what is known, 1 where it has none."""
+    known = [v for v in values if v is not None]
+    return statistics.pstdev(known) or 1.0 if known else 1.0
 
 
 def evaluate(recipe: Recipe, work) -> dict:
@@ -385,19 +407,18 @@ def evaluate(recipe: Recipe, work) -> dict:
 
     settings, base = recipe.evaluate, base_of(work)
     todo, n = _requests(work, "test"), settings.per_premise
-    aligned = work.of("export") / load_json(work.of("export") / "export.json")["gguf"]
-    cold = work.of("sft") / "adapter.gguf"
+    cold, aligned = work.of("sft") / "adapter.gguf", work.of("export") / "adapter.gguf"
     writers = {
         "base": (base.gguf, None, n),
         "sft": (base.gguf, cold, n * settings.best_of),
-        recipe.align: (aligned, None, n),
+        recipe.align: (base.gguf, aligned, n),  # as an adapter, so that all are quantised alike
     }
     path = work.out / "written.jsonl"
     for name, (gguf, lora, count) in writers.items():
         have = {row["request_id"] for row in read_jsonl(path) if row["writer"] == name}
-        if left := [r for r in todo if r.id not in have]:
+        if not {r.id for r in todo} <= have:
             engine = load_engine(gguf, lora=lora)
-            write_answers(engine, name, left, count, recipe, path)
+            write_answers(engine, name, todo, count, recipe, path)
             engine.close()
     rows, cast = read_jsonl(path), Cast(work)
     stage_of = {"model": "pairwise", "judge": "principles"}
@@ -431,7 +452,7 @@ def best_by(name: str, score, rows: list[dict], todo: list[Request], n: int):
     scores = {row["request_id"]: [next(values) for _ in row["answers"]] for row in rows}
     picked = best_of({row["request_id"]: row["answers"] for row in rows}, scores, n)
     seconds = sum(row["seconds"] for row in rows) + time.monotonic() - started
-    return Writer(f"best of {n} by {name}", picked, seconds, len(flat))
+    return Writer(f"best of {n} by {name}", picked, seconds, 2 * len(flat))  # written and scored
 
 
 def compare(writers, todo: list[Request], scorers: dict, judge, seed: int) -> dict:
@@ -449,13 +470,15 @@ def write_answers(engine, name: str, todo: list[Request], n: int, recipe: Recipe
     """A row a request on disk as it is written: `n` cleaned answers. Fixed units, so that a resumed run writes the same."""
     from toolkit.engines.base import Sampling
     from toolkit.greeting.form import clean
-    from toolkit.greeting.writing import greet_prompt
+    from toolkit.greeting.writing import answer_tokens, greet_prompt
 
-    sampling = Sampling(
-        recipe.evaluate.temperature, min_p=0.05, max_tokens=recipe.grpo.max_tokens, seed=recipe.seed * 1000 + 500
-    )
-    progress = bar(total=len(todo), desc=name, unit="request")
+    have = {row["request_id"] for row in read_jsonl(path) if row["writer"] == name}
+    progress = bar(total=len(todo), desc=name, unit="request", initial=sum(r.id in have for r in todo))
     for unit in batched(todo, max(1, AT_ONCE // n)):
+        if {r.id for r in unit} <= have:
+            continue
+        room = max(map(answer_tokens, unit))
+        sampling = Sampling(recipe.evaluate.temperature, min_p=0.05, max_tokens=room, seed=recipe.seed * 1000 + 500)
         started = time.monotonic()
         texts = engine.generate([greet_prompt(r) for r in unit], n, sampling)
         took = (time.monotonic() - started) / len(unit)
@@ -464,6 +487,7 @@ def write_answers(engine, name: str, todo: list[Request], n: int, recipe: Recipe
             [
                 {"writer": name, "request_id": r.id, "answers": [clean(t, r) for t in mine], "seconds": round(took, 3)}
                 for r, mine in zip(unit, texts, strict=True)
+                if r.id not in have
             ],
         )
         progress.update(len(unit))

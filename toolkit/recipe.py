@@ -271,6 +271,7 @@ class TripwireSettings:
     diversity: float = setting(0.3, "share of the start's diversity that may be lost", above=0, high=1)
     length: float = setting(2.0, "times longer or shorter than the start", above=1)
     repetition: float = setting(0.15, "more repeated word runs than at the start, share", above=0, high=1)
+    form: float = setting(0.3, "more answers of broken form than at the start, share", above=0, high=1)
     kl: float = setting(1.0, "nats a token from the start", above=0)
 
 
@@ -521,6 +522,16 @@ def _check_files(recipe: Recipe, lines: dict, file: str) -> None:
         )
     if recipe.align == "grpo" and recipe.task != "greeting":
         raise UserError(f"{_where(file, lines, 'align')}: grpo aligns greetings", "set task: greeting, or align: dpo")
+    if recipe.task == "greeting" and recipe.pairs.file:
+        raise UserError(
+            f"{_where(file, lines, 'pairs.file')}: a greetings run makes its own pairs",
+            "give requests.labelled, or align on your pairs with task: plot",
+        )
+    if recipe.task == "greeting" and recipe.align == "dpo" and recipe.dpo.loss in WEIGHTED:
+        raise UserError(
+            f"{_where(file, lines, 'dpo.loss')}: {recipe.dpo.loss} weighs pairs by deviation, which greetings do not measure",
+            "take dpo or orpo",
+        )
     if len(recipe.grpo.weights) != len(recipe.grpo.rewards):
         raise UserError(
             f"{_where(file, lines, 'grpo.weights')}: {len(recipe.grpo.weights)} for {len(recipe.grpo.rewards)} rewards",

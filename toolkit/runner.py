@@ -79,17 +79,17 @@ STAGES = (
 
 GREETING_STAGES = (
     Stage("model", "weights and a GGUF of the base model", S.model, (), ("model",)),
-    Stage("requests", "choose requests, and greetings known to be good or flawed", G.requests, (), ("seed", "requests")),
+    Stage("requests", "choose requests, and greetings known to be good or flawed", G.requests, (), ("seed", "requests", "align", "grpo.rewards")),
     Stage("sft", "cold start on good greetings", G.sft, ("model", "requests"), ("seed", "model", "sft")),
-    Stage("rejection", "agents for and against each answer, a judge, a reviewer", G.rejection, ("model", "requests", "sft"), ("seed", "rejection")),
-    Stage("pairs", "accepted against rejected answers", G.pairs, ("requests", "rejection"), ("rejection",)),
+    Stage("rejection", "agents for and against each answer, a judge, a reviewer", G.rejection, ("model", "requests", "sft"), ("seed", "rejection.agents", "rejection.writer", "rejection.positive", "rejection.negative", "rejection.judge", "rejection.reflector", "rejection.requests", "rejection.per_request", "rejection.temperatures", "rejection.examples", "rejection.among", "rejection.retrieval", "rejection.words", "rejection.tries", "rejection.check")),
+    Stage("pairs", "accepted against rejected answers", G.pairs, ("requests", "rejection"), ("rejection.pairs", "rejection.length_ratio", "rejection.curated")),
     Stage("pairwise", "train the reward model (Bradley–Terry)", G.pairwise, ("model", "pairs"), ("seed", "model", "pairwise")),
     Stage("unseen", "a judge of greetings that nothing else learns from", G.unseen, ("requests",), ()),
     Stage("principles", "judging principles, sharpened against a writer of flaws", G.principles, ("model", "requests", "sft"), ("seed", "principles")),
     Stage("grpo", "align the writer by its rewards", G.grpo, ("model", "requests", "sft"), ("seed", "model", "grpo", "tripwire", "principles.agent")),
-    Stage("dpo", "align the writer on the pairs", G.dpo, ("model", "requests", "sft", "pairs"), ("seed", "model", "dpo", "tripwire")),
+    Stage("dpo", "align the writer on the pairs", G.dpo, ("model", "requests", "sft", "pairs"), ("seed", "model", "dpo", "tripwire", "grpo.max_tokens")),
     Stage("export", "merged and adapter GGUF, with proof", S.export, ("model",), ("model", "export")),
-    Stage("evaluate", "base, cold start, best of n and aligned on unseen requests", G.evaluate, ("model", "requests", "sft", "unseen", "export"), ("seed", "grpo.max_tokens", "principles.agent", "evaluate.per_premise", "evaluate.best_of", "evaluate.temperature")),
+    Stage("evaluate", "base, cold start, best of n and aligned on unseen requests", G.evaluate, ("model", "requests", "sft", "unseen", "export"), ("seed", "principles.agent", "evaluate.per_premise", "evaluate.best_of", "evaluate.temperature")),
     Stage("report", "report.html", G.report, (), ("name", "about", "memory")),
 )  # fmt: skip
 
@@ -121,7 +121,7 @@ def _plot_plan(recipe: Recipe) -> tuple[tuple[Stage, ...], set[str], dict[str, t
     more = {"pairs": ("deviation",)} if divpo else {}
     more |= {"dpo": ("deviation",)} if weighted else {}
     if recipe.tripwire.every:
-        more["dpo"] = (*more.get("dpo", ()), "premises", "reward")
+        more["dpo"] = (*more.get("dpo", ()), *(() if recipe.pairs.file else ("premises", "reward")))
     if recipe.pairs.file:
         more["deviation"] = ("pairs",)
     return STAGES, left_out, more
@@ -267,7 +267,7 @@ def show_plan(recipe: Recipe, out: Path, until: str = "") -> str:
     gpu = grpo_memory(recipe) if recipe.align == "grpo" and recipe.model.four_bit else None
     if gpu:
         parts = ", ".join(f"{name} {gib:g}" for name, gib in gpu.items() if name != "peak" and gib)
-        needs += f"GPU memory of grpo, by arithmetic: {gpu['peak']:g} GiB ({parts}; writing and update in turn)\n"
+        needs += f"GPU memory of grpo, by arithmetic: {gpu['peak']:g} GiB ({parts}; writing, update and tripwire in turn; vLLM, where it is used, takes 30 % of the card besides)\n"
     return (
         f"{head}{needs}in {out}:\n"
         + "\n".join(rows)
@@ -287,7 +287,8 @@ def run_recipe(recipe: Recipe, out: Path, until: str = "") -> Path:
     from toolkit.models.embed import check_embedding
 
     out = Path(out)
-    for model in (recipe.deviation.semantic, recipe.deviation.style):
+    found = recipe.rejection.retrieval
+    for model in (recipe.deviation.semantic, recipe.deviation.style, "minilm" if found == "auto" else found):
         check_embedding(model)  # it is needed late: a name that leads nowhere is told now
     require_writable(out)
     require_disk(out, 2000, "a run")

@@ -376,7 +376,10 @@ def _tripwire(recipe: Recipe, work, rows: list[PreferencePair]):
             return [next(found) if t.strip() else None for t in answers]
 
     probe = [] if recipe.pairs.file else read_jsonl(work.of("premises") / "probe.jsonl", Premise)
-    prompts = [write_prompt(p)[0]["content"] for p in probe] or list(dict.fromkeys(p.prompt for p in rows))
+    prompts = [write_prompt(p)[0]["content"] for p in probe]
+    if len(prompts) < 6:
+        say("  the tripwire looks at prompts of the pairs: fewer than 6 premises neither train nor test anything")
+        prompts = list(dict.fromkeys(p.prompt for p in rows))
     most = recipe.candidates.max_tokens
     return Tripwire(recipe.tripwire, prompts, reward, None, distances, work.out, recipe.seed, max_tokens=most)
 

@@ -68,9 +68,11 @@ class ServerEngine:
         request = urllib.request.Request(
             f"{self.url}/chat/completions", body, {"Content-Type": "application/json", "Authorization": "Bearer none"}
         )
+        slow = False
         for attempt in range(self.tries):
             if attempt:
                 time.sleep(2**attempt / 2)
+            slow = False
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as reply:
                     choice = json.load(reply)["choices"][0]
@@ -83,7 +85,13 @@ class ServerEngine:
                 if error.code < 500 and error.code != 429:
                     raise _Refused(self.url, reason) from None
             except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
+                slow = isinstance(error, TimeoutError)  # while connecting it comes as a URLError, and nobody is there
                 reason = str(getattr(error, "reason", error))
+        if slow:
+            raise UserError(
+                f"the server at {self.url} took longer than {self.timeout:g} s for one answer",
+                "ask for shorter answers, or give the model more room",
+            )
         raise EngineDown(
             f"the server at {self.url} did not answer: {reason[:300]}", "is it running, and is the address right?"
         )

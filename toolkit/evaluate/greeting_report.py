@@ -69,11 +69,14 @@ def _steps(recipe: Recipe, facts: dict) -> list[str]:
         lines.append(("Cold start on good greetings", _pairs_of(n)))
     if n := get("rejection", "asked", "judged", "accepted"):
         lines.append(("Answers judged by agents", _pairs_of(n)))
-    if n := get("pairs", "pairs", "curated", "chosen_longer", "chosen_shorter", "equal"):
-        lines.append(("Pairs, balanced by length", _pairs_of(n)))
+    if n := get("pairs", "pairs", "chosen_longer", "chosen_shorter", "length_auc", "said_on_two_sides"):
+        own = facts["pairs"].get("train") or {}
+        lines.append(
+            ("Pairs, balanced by length", _pairs_of({k: own.get(k) for k in ("by_agents", "curated") if k in own} | n))
+        )
     if n := get("pairwise", "pairs", "steps", "too_long"):
         lines.append(("Reward model", _pairs_of(n)))
-    rounds = [f"{_e(k)}: {f.get('rounds')} rounds, {f.get('kept')} kept ({_e(f.get('stopped', ''))})" for k, f in by_language(facts.get("principles") or {})]  # fmt: skip
+    rounds = [f"{_e(k)}: {f.get('rounds')} rounds" + (f", {f.get('kept')} kept ({_e(f.get('stopped', ''))})" if f.get("rounds") else "") for k, f in by_language(facts.get("principles") or {})]  # fmt: skip
     if rounds:
         lines.append(("Judging principles", "; ".join(rounds)))
     if stage := aligned_by(facts):

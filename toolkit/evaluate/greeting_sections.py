@@ -15,6 +15,7 @@ WATCHED = {
     "diversity": "diversity",
     "length": "length, words (characters)",
     "repetition": "repeated word runs",
+    "form": "answers of broken form",
     "kl": "KL, nats a token",
 }
 
@@ -62,7 +63,8 @@ def aligned_by(facts: dict) -> str:
 
 
 def unseen_judge(facts: dict) -> list[str]:
-    quality = facts.get("quality") or facts
+    facts = facts.get("judge") or {}
+    quality = facts.get("quality") or {}
     if "all" not in quality:
         return []
     rows: dict[str, list] = {}
@@ -156,8 +158,9 @@ def tripped(facts: dict) -> list[str]:
     if found.get("tripped") is None:
         return []
     back = f"step {found['kept']}" if found.get("kept") else "the start"
+    climbed = "the reward climbed while " * ("reward" in found)
     return [
-        f"The tripwire stopped the training at step {found['tripped']}: the reward climbed while "
+        f"The tripwire stopped the training at step {found['tripped']}: {climbed}"
         f"{'; '.join(found.get('reasons') or ['a guard fell'])}. What is compared here is the last good checkpoint: {back}."
     ]
 
@@ -174,8 +177,9 @@ def tripwire(work, facts: dict) -> list[str]:
         points = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
         if points:
             pictures.append(_figure(greeting_charts.series(points, label, stopped, kept), ""))
+    where = "where the reward climbed, nothing else" if "reward" in rows[0] else "nothing"
     lines = tripped(facts) or [
-        f"It looked {len(rows)} times and did not trip: where the reward climbed, nothing else fell beyond its limit and beyond noise."
+        f"It looked {len(rows)} times and did not trip: {where} fell beyond its limit and beyond noise."
     ]
     return [
         "<h2>The tripwire's series</h2>",
@@ -194,7 +198,7 @@ def by_language(found: dict) -> list[tuple[str, dict]]:
     if "language" in found:
         return [(found["language"], found)]
     found = found.get("languages") or found
-    return [(k, v) for k, v in found.items() if isinstance(v, dict) and ("gate" in v or "rounds" in v)]
+    return [(k, v) for k, v in found.items() if isinstance(v, dict) and "rounds" in v]
 
 
 def principles(work, found: dict) -> list[str]:
@@ -208,6 +212,14 @@ def principles(work, found: dict) -> list[str]:
                 f"<p>{facts.get('rounds')} rounds, {facts.get('kept')} of them kept; {_e(facts.get('stopped', ''))}. Right on "
                 f"{gate.get('pairs')} held-out pairs, good and flawed counted alike: {_interval(start)} at the start, "
                 f"{_interval(best)} with the list that was kept.</p>"
+            )
+        before, after = (facts.get(f"test_{when}") or {} for when in ("before", "after"))
+        if before and after:
+            lean = f" Its lean ({facts['shift']:+.2f} nats) is taken off." if facts.get("calibrated") else ""
+            out.append(
+                f"<p>On {after['pairs']} labelled pairs that nothing has seen: {_interval(before['accuracy'])} right before, "
+                f"{_interval(after['accuracy'])} after (good ones {after['good_right']:.0%}, flawed ones {after['bad_right']:.0%}); "
+                f"area under the curve {before['auc'][0]:.2f} before, {after['auc'][0]:.2f} after. A coin: 50 %, 0.50.{lean}</p>"
             )
         folder = work.of("principles")
         folder = folder / language if (folder / language).is_dir() else folder

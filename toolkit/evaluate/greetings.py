@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolkit.errors import UserError
-from toolkit.evaluate.measures import ngrams, opening_of, pair_distance, words_of
+from toolkit.evaluate.measures import opening_of, pair_distance
 from toolkit.evaluate.shared_names import names_interval
 from toolkit.evaluate.unseen import MODELS, Unseen
 from toolkit.greeting.form import length_of
 from toolkit.models.embed import embed
-from toolkit.records import Request
+from toolkit.narrative.words import ngrams, words_of
+from toolkit.records import Request, guess_language
 from toolkit.stats import bootstrap, length_controlled, rounded, share_interval
 
 UNSEEN_FAULTS = {
@@ -133,6 +134,29 @@ def measure(
     }
 
 
+def answer_distances(
+    groups: list[list[str]], languages: list[str] | None = None, models: dict[str, str] | None = None
+) -> list[float]:
+    """Mean cosine distance of the answers to each request, NaN under two that say anything.
+
+    Args:
+        languages: of each group; by default as its texts look.
+        models: language → embedding model (models.embed), MODELS by default.
+    """
+    models = {**MODELS, **(models or {})}
+    kept = [[t for t in texts if t.strip()] for texts in groups]
+    languages = languages or [guess_language(" ".join(texts)) for texts in kept]
+    found = [float("nan")] * len(groups)
+    for language in set(languages):
+        mine = [i for i, texts in enumerate(kept) if languages[i] == language and len(texts) > 1]
+        if mine:
+            vectors = embed([t for i in mine for t in kept[i]], models.get(language, MODELS["en"]))
+            ends = np.cumsum([len(kept[i]) for i in mine])[:-1]
+            for i, own in zip(mine, np.split(vectors, ends), strict=True):
+                found[i] = pair_distance(own)
+    return found
+
+
 class _Answers:
     """A writer's answers with all that is known of each: request id → one value an answer."""
 
@@ -146,7 +170,9 @@ class _Answers:
         if self.judged and self.broken:
             for id, rows in self.broken.items():
                 self.judged[id][[bool(UNSEEN_FAULTS & set(reasons)) for reasons in rows]] = np.nan
-        self.apart = self._distances(models)
+        groups = [self.texts[r.id] for r in self.requests]
+        apart = answer_distances(groups, [r.language for r in self.requests], models)
+        self.apart = {r.id: d for r, d in zip(self.requests, apart, strict=True) if not np.isnan(d)}
 
     def _scored(self, scorer: Scorer) -> dict[str, np.ndarray]:
         """All answers in one call; NaN for no score, and for an empty answer, which is not asked about."""
@@ -155,18 +181,6 @@ class _Answers:
         values = scorer([r.text for r, _, _ in asked], [t for _, _, t in asked]) if asked else []
         for (r, k, _), value in zip(asked, values, strict=True):
             found[r.id][k] = np.nan if value is None else value
-        return found
-
-    def _distances(self, models: dict) -> dict[str, float]:
-        """Mean cosine distance of the answers to each request that has two."""
-        found = {}
-        for language in {r.language for r in self.requests}:
-            mine = {r.id: [t for t in self.texts[r.id] if t.strip()] for r in self.requests if r.language == language}
-            mine = {id: texts for id, texts in mine.items() if len(texts) > 1}
-            if mine:
-                vectors = embed([t for texts in mine.values() for t in texts], models.get(language, MODELS["en"]))
-                ends = np.cumsum([len(texts) for texts in mine.values()])[:-1]
-                found |= {id: pair_distance(v) for id, v in zip(mine, np.split(vectors, ends), strict=True)}
         return found
 
     def facts(self, base: "_Answers | None", seed: int) -> dict:

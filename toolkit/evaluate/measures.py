@@ -10,6 +10,7 @@ import numpy as np
 from toolkit.models.embed import cosine_distances
 from toolkit.narrative.names import words_in
 from toolkit.narrative.stylometry import FUNCTION_WORDS
+from toolkit.narrative.words import UNIT, ngrams, words_of
 from toolkit.records import guess_language
 
 SEGMENTS = 4  # beginning, two middles, end; a hundred words bear no finer cut
@@ -110,26 +111,15 @@ def skeleton(quarters: np.ndarray) -> float:
 
 # ---- words
 
-_UNIT = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u4e00-\u9fff]+(?:['’][^\W_]+)*")
-
-
-def words_of(text: str) -> list[str]:
-    """Words in lower case without marks; Chinese and Japanese by character."""
-    return [w.lower().replace("’", "'") for w in _UNIT.findall(text)]
-
 
 def length_of(text: str) -> int:
-    return sum(1 for _ in _UNIT.finditer(text))
+    return sum(1 for _ in UNIT.finditer(text))
 
 
 def cut_to(text: str, words: int) -> str:
     """`text` up to the end of its word number `words`."""
-    last = next(itertools.islice(_UNIT.finditer(text), words - 1, None), None)
+    last = next(itertools.islice(UNIT.finditer(text), words - 1, None), None)
     return text[: last.end()] if last else text
-
-
-def ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
 def opening_of(text: str) -> tuple[str, ...]:
@@ -149,7 +139,7 @@ def quarters_of(text: str, names: set[str], premise: str) -> list[str] | None:
 
 
 def _pieces(text: str) -> list[str]:
-    ends = [m.end() for m in _UNIT.finditer(text)]
+    ends = [m.end() for m in UNIT.finditer(text)]
     marks = [0, *(ends[len(ends) * i // SEGMENTS - 1] for i in range(1, SEGMENTS)), len(text)]
     return [text[a:b].strip() for a, b in itertools.pairwise(marks)]
 

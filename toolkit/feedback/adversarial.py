@@ -58,7 +58,7 @@ def train(
             detector.LANG.md and generator.LANG.md (the lists as they stand).
 
     Returns:
-        The facts: rounds, kept (rounds whose S_D was), stopped (why), calibrated and shift (what to take off the judge's log-odds),
+        The facts: rounds, kept (rounds whose S_D was), stopped (why), calibrated, shift and start_shift (what to take off the log-odds of a judge with the kept list, and with the first),
         gate (pairs, start and best figures), passed (share of generated greetings that were found Good), calls, tokens, seconds,
         errors and dropped (by reason), detector and generator (the kept lists).
 
@@ -102,7 +102,10 @@ def train(
     _save(out, history, best, s_g)
     gate = {"pairs": len(labelled_gate), "start": first, "best": standing}
     shift = round(agents.shifts[best.rules], 4) if agents.calibrated else 0.0
-    facts = {"language": language, "stopped": stopped, "calibrated": agents.calibrated, "shift": shift, "gate": gate}
+    first_rules = history[0]["detector_after"]
+    start_shift = round(agents.shifts[first_rules], 4) if agents.calibrated else 0.0
+    facts = {"language": language, "stopped": stopped, "calibrated": agents.calibrated, "shift": shift}
+    facts |= {"start_shift": start_shift, "gate": gate}
     lists = {"detector": best, "generator": s_g}
     return facts | _summed(history) | {k: {"version": p.version, "rules": list(p.rules)} for k, p in lists.items()}
 

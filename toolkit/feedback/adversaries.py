@@ -11,7 +11,7 @@ from pathlib import Path
 
 from toolkit.engines.base import Engine
 from toolkit.feedback.principled import BLOCK, PrincipledJudge
-from toolkit.greeting.asking import ask_json
+from toolkit.greeting.asking import ask_json, object_schema
 from toolkit.greeting.form import bounds, broken, clean, plain, runs
 from toolkit.greeting.principles import LONGEST, MOST, Principles, fault
 from toolkit.greeting.prompts import lines, prompt
@@ -20,17 +20,11 @@ from toolkit.progress import batched
 from toolkit.recipe import PrinciplesSettings
 from toolkit.records import Labelled, Request, append_jsonl, read_jsonl
 
-
-def _object(**keys: dict) -> dict:
-    """A JSON schema of an object with just these keys."""
-    return {"type": "object", "properties": keys, "required": list(keys)}
-
-
 LINE = {"type": "string", "minLength": 1, "maxLength": LONGEST}
-FLAWED = _object(greeting={**LINE, "maxLength": 600}, hidden=LINE)
-HIDE = _object(suggestion=LINE)
-REFLECTION = _object(explanation=LINE, suggestion=LINE)
-RULES = _object(rules={"type": "array", "items": LINE, "minItems": 1, "maxItems": MOST})
+FLAWED = object_schema(greeting={**LINE, "maxLength": 600}, hidden=LINE)
+HIDE = object_schema(suggestion=LINE)
+REFLECTION = object_schema(explanation=LINE, suggestion=LINE)
+RULES = object_schema(rules={"type": "array", "items": LINE, "minItems": 1, "maxItems": MOST})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ a verdict is not luck.
 """
 
 import dataclasses
+import itertools
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from toolkit.engines.hf import TransformersEngine
 from toolkit.errors import EngineDown, UserError
 from toolkit.feedback.retrieval import Examples
 from toolkit.feedback.verdicts import Sampled, facts_of, read_records
-from toolkit.greeting.asking import Asked, ask_json, tokens_of
+from toolkit.greeting.asking import Asked, ask_json, object_schema, tokens_of
 from toolkit.greeting.form import broken, clean, plain, units_of
 from toolkit.greeting.prompts import prompt
 from toolkit.greeting.writing import answer_tokens, greet_prompt
@@ -126,7 +127,7 @@ def check_agents(
         {"pairs", "accuracy": [share right, low, high] (balanced; an answer without a verdict counts as wrong; intervals draw
         pairs), "good_accepted", "bad_rejected": shares}; a coin gets 0.5. Empty where nothing is to be heard.
     """
-    path, picked = out / "check.jsonl", labelled[: settings.check]
+    path, picked = out / "check.jsonl", _in_turn(labelled)[: settings.check]
     done = {row["request_id"] for row in read_jsonl(path)}
     progress = bar(total=len(picked), desc="check", unit="pair", initial=len(done)) if picked else None
     for number, x in enumerate(picked):
@@ -152,6 +153,13 @@ def check_agents(
     good, bad = np.mean(right, axis=0)
     shares = {"good_accepted": round(float(good), 4), "bad_rejected": round(float(bad), 4)}
     return {"pairs": len(right), "accuracy": rounded(share_interval(right)), **shares}
+
+
+def _in_turn(labelled: list[Labelled]) -> list[Labelled]:
+    """One labelled pair a request, the languages in turn."""
+    first = list({x.request_id: x for x in reversed(labelled)}.values())[::-1]
+    sides = [[x for x in first if x.language == language] for language in sorted({x.language for x in first})]
+    return [x for row in itertools.zip_longest(*sides) for x in row if x is not None]
 
 
 def _write(writer: Engine, unit: list[Request], settings: RejectionSettings, seed: int) -> list[dict]:
@@ -201,10 +209,6 @@ def _text(most: int, least: int = 0) -> dict:
     return {"type": "string", "minLength": least, "maxLength": most}
 
 
-def _object(**properties) -> dict:
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-
-
 def _ask(engine: Engine, rows: list[dict], asks: list[str], schema: dict, settings, seed: int) -> list[Asked]:
     """One question about each row's answer, all in one call; the case comes first, so that it is read once."""
     cases = [
@@ -234,7 +238,7 @@ def _list_points(agents: Agents, rows: list[dict], settings: RejectionSettings, 
     language = rows[0]["language"]
     most = min(8, max(2, settings.words // 24))
     points = {"type": "array", "items": _text(_room(settings.words, language)[1] // most, 2), "maxItems": most}
-    schema = _object(points=points)
+    schema = object_schema(points=points)
     merits, faults = (prompt(side, language) for side in ("positive", "negative"))
     if agents.positive is agents.negative:
         asks = [merits] * len(rows) + [faults] * len(rows)
@@ -260,7 +264,9 @@ def _judge(judge: Engine, rows: list[dict], examples: dict[str, list[Labelled]],
     if not rows:
         return
     language = rows[0]["language"]
-    schema = _object(reason=_text(_room(settings.words, language)[1], 2), verdict={"type": "integer", "enum": [0, 1]})
+    schema = object_schema(
+        reason=_text(_room(settings.words, language)[1], 2), verdict={"type": "integer", "enum": [0, 1]}
+    )
     asks = []
     for row in rows:
         shown = examples[row["request_id"]]
@@ -284,7 +290,7 @@ def _reflect(reflector: Engine, rows: list[dict], settings: RejectionSettings, s
         return
     language = rows[0]["language"]
     most = _room(settings.words, language)[1] // 2
-    schema = _object(quote=_text(most), cause=_text(most, 2), verdict={"type": "integer", "enum": [0, 1]})
+    schema = object_schema(quote=_text(most), cause=_text(most, 2), verdict={"type": "integer", "enum": [0, 1]})
     asks = [
         prompt("reflect", language, verdict=str(row["verdict"]), reason=row["reason"], **_points(row)) for row in rows
     ]

@@ -12,6 +12,11 @@ _AGAIN = 0.5  # least temperature of a second try: greedily the same answer woul
 _STEP = 10_007  # between the seeds of two tries: further than one call has answers
 
 
+def object_schema(**properties) -> dict:
+    """JSON schema of an object with exactly these properties."""
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
 @dataclass(frozen=True)
 class Asked:
     """What came of one question. `value` is None where `error` says why; `raw` is the last answer as it came.

@@ -161,13 +161,6 @@ def check_split(train: Iterable, others: Iterable) -> None:
         )
 
 
-def without_leaks(pairs: list[PreferencePair], others: Iterable) -> tuple[list[PreferencePair], int]:
-    """(the pairs none of whose answers stands among `others`, how many went): small writers say the same to many."""
-    there = _texts(others)["answer"]
-    kept = [p for p in pairs if plain(p.chosen) not in there and plain(p.rejected) not in there]
-    return kept, len(pairs) - len(kept)
-
-
 def _texts(records: Iterable) -> dict[str, dict[str, tuple[str, str]]]:
     """kind of text → text as compared → (where it stands, the text)."""
     out: dict[str, dict[str, tuple[str, str]]] = {"request": {}, "answer": {}}

@@ -7,7 +7,6 @@ published; chosen so that a healthy run of the embedded model stays inside them.
 """
 
 import random
-import re
 import shutil
 import time
 from collections.abc import Callable
@@ -18,14 +17,15 @@ import torch
 from transformers import TrainerCallback
 
 from toolkit.engines.base import Messages, defused
+from toolkit.narrative.words import ngrams, words_of
 from toolkit.progress import batched, say
 from toolkit.recipe import TripwireSettings
 from toolkit.records import append_jsonl, guess_language, read_jsonl, write_jsonl
 
 FILE, GOOD = "tripwire.jsonl", "good"
-BATCH = 16  # answers written or read at once
+BATCH, READ = 16, 4  # answers written and read at once
 DRAWS = 2000
-MEASURES = ("reward", "judge", "diversity", "length", "repetition", "kl")
+MEASURES = ("reward", "judge", "diversity", "length", "repetition", "form", "kl")
 
 Scorer = Callable[[list[str], list[str]], list[float | None]]
 
@@ -39,8 +39,8 @@ def decide(first: dict, now: dict, settings: TripwireSettings) -> list[str]:
     one: every look is a test, and there are many.
 
     Args:
-        first, now: {"each": {measure: one value a prompt, None where there is none}} for MEASURES; `judge` and `reward` may be
-            missing.
+        first, now: {"each": {measure: one value a prompt, None where there is none}} for MEASURES; `judge`, `reward` and
+            `form` may be missing.
     """
     before, after = ({m: _numbers(row["each"].get(m)) for m in MEASURES} for row in (first, now))
 
@@ -73,6 +73,10 @@ def decide(first: dict, now: dict, settings: TripwireSettings) -> list[str]:
     start, low, _ = change("repetition")
     if low > 0 and mean["repetition"] - start > settings.repetition:
         reasons.append(f"repeated word runs rose from {start:.0%} to {mean['repetition']:.0%}")
+    if "form" in first["each"]:
+        start, low, _ = change("form")
+        if low > 0 and mean["form"] - start > settings.form:
+            reasons.append(f"answers of broken form rose from {start:.0%} to {mean['form']:.0%}")
     _, low, _ = change("kl")
     if low > 0 and mean["kl"] > settings.kl:
         reasons.append(f"it is {mean['kl']:.2f} nats a token from the start")
@@ -93,6 +97,7 @@ class Tripwire:
             learnt from; None leaves it out.
         diversity: answers to each prompt → how far apart they are, one number a prompt.
         max_tokens, temperature: of the probe's answers.
+        broken: (prompt, answer) → what is wrong with its form; None does not look at form.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class Tripwire:
         seed: int = 1,
         max_tokens: int = 160,
         temperature: float = 1.0,
+        broken: Callable[[str, str], list[str]] | None = None,
     ):
         if settings.every < 1:
             raise ValueError("tripwire.every is 0: there is nothing to watch")
@@ -113,7 +119,7 @@ class Tripwire:
         self.prompts = [p if isinstance(p, list) else [{"role": "user", "content": p}] for p in prompts]
         self.prompts = self.prompts[: settings.prompts]
         self.out, self.seed, self.max_tokens, self.temperature = Path(out), seed, max_tokens, temperature
-        self.rows: list[dict] = []
+        self.broken, self.rows = broken, []
 
     def callback(self, tokenizer) -> TrainerCallback:
         return _Callback(self, tokenizer)
@@ -192,9 +198,9 @@ class Tripwire:
             ended = torch.isin(said, torch.tensor(ends, device=said.device))
             own = ((ended.cumsum(1) - ended.int()) == 0).int()  # up to the first end token, with it
             mask = torch.cat([mask, own], 1)
-            gap = self._logps(model, whole, mask, width)
+            gap = self._read(model, whole, mask, width)
             with use_adapter(model, "ref" if "ref" in model.peft_config else None):  # the policy as it was at the start
-                gap = gap - self._logps(model, whole, mask, width)
+                gap = gap - self._read(model, whole, mask, width)
             ratios += [(float(g[m.bool()].sum()), int(m.sum())) for g, m in zip(gap, own, strict=True)]
             texts += [
                 tokenizer.decode(r[m.bool()], skip_special_tokens=True).strip() for r, m in zip(said, own, strict=True)
@@ -204,12 +210,17 @@ class Tripwire:
         return list(batched(texts, samples)), kl
 
     @staticmethod
-    def _logps(model, ids, mask, width: int) -> torch.Tensor:
-        """Log-probability of every token of the answers, (B, T)."""
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-        logps = logits[:, width - 1 : -1].float().log_softmax(-1)
-        return logps.gather(-1, ids[:, width:, None])[..., 0]
+    def _read(model, ids, mask, width: int) -> torch.Tensor:
+        """Log-probability of every token of the answers, (B, T); few rows at once, for a row's logits may be a quarter of a GiB."""
+        positions, keep = (mask.cumsum(1) - 1).clamp(min=0), ids.shape[1] - width + 1
+        found = []
+        for at in range(0, len(ids), READ):
+            rows = slice(at, at + READ)
+            known = {"attention_mask": mask[rows], "position_ids": positions[rows]}
+            logits = model(input_ids=ids[rows], **known, use_cache=False, logits_to_keep=keep).logits[:, :-1].float()
+            said = logits.gather(-1, ids[rows, width:, None])[..., 0]
+            found.append(said - logits.logsumexp(-1))
+        return torch.cat(found)
 
     def _measure(self, answers: list[list[str]]) -> dict[str, list[float | None]]:
         asked = [p[-1]["content"] for p, texts in zip(self.prompts, answers, strict=True) for _ in texts]
@@ -219,8 +230,10 @@ class Tripwire:
         if self.judge:
             found["judge"] = group(self.judge(asked, flat))
         found["diversity"] = [None if v is None or np.isnan(v) else float(v) for v in self.diversity(answers)]
-        found["length"] = group(len(units(t)) for t in flat)
+        found["length"] = group(len(words_of(t)) for t in flat)
         found["repetition"] = group(repetition(t) for t in flat)
+        if self.broken:
+            found["form"] = group(float(bool(self.broken(p, t))) for p, t in zip(asked, flat, strict=True))
         return found
 
     def _keep(self, model, step: int) -> None:
@@ -273,18 +286,8 @@ def _mean(values) -> float | None:
     return None if np.isnan(known).all() else round(float(np.nanmean(known)), 6)
 
 
-# ---- words
-
-_UNIT = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u4e00-\u9fff]+(?:['’][^\W_]+)*")
-
-
-def units(text: str) -> list[str]:
-    """Words in lower case without marks; Chinese and Japanese by character."""
-    return [u.lower() for u in _UNIT.findall(text)]
-
-
 def repetition(text: str) -> float:
     """Share of a text's runs of 4 words (8 Chinese characters) that have stood in it before; 0 for shorter texts."""
-    words, n = units(text), 8 if guess_language(text) == "zh" else 4
-    runs = list(zip(*(words[i:] for i in range(n)), strict=False))
+    words, n = words_of(text), 8 if guess_language(text) == "zh" else 4
+    runs = ngrams(words, n)
     return 1 - len(set(runs)) / len(runs) if runs else 0.0

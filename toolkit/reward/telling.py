@@ -7,12 +7,13 @@ import math
 import re
 from collections import Counter
 
+from toolkit.narrative.words import UNIT
 from toolkit.records import guess_language
 from toolkit.stats import auc
 
 SIZES = (1, 2, 3)
 PRIOR = 0.1  # of all n-grams' counts that every n-gram's prior is: what both sides say is what neither says more
-_UNIT = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u4e00-\u9fff]+(?:['’][^\W_]+)*|[^\w\s]")
+_UNIT = re.compile(rf"{UNIT.pattern}|[^\w\s]")  # marks tell too
 
 
 def telling(chosen: list[str], rejected: list[str], top: int = 12) -> list[dict]:

@@ -108,7 +108,7 @@ def test_agents_that_accept_everything_make_no_pair_and_labelled_ones_stand_in(t
     rows = [said(TRAIN, k, f"Ann, the garden asks after you, day {k}.", 1) for k in range(4)]
     made = Labelled(TRAIN, "A card for Ann", "Ann, the roses are late.", "Dear Ann, best wishes.")
     facts, pairs = pairs_of(tmp_path, rows, [made])
-    assert facts["train"]["by agents"] == 0
+    assert facts["train"]["by_agents"] == 0
     assert [p.chosen for p in pairs] == [made.good]
 
 

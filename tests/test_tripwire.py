@@ -52,7 +52,7 @@ def grpo(tiny, out, tripwire, **more):
     settings = GrpoSettings(**{**base, "max_tokens": 12, "beta": 0.0, "save_every": 2, **more})
     out.mkdir(exist_ok=True)
     given = (REQUESTS, [("the", the, 1.0)], lambda p, a: [], settings, WEIGHTS, out)
-    return train_grpo(resolve(str(tiny)), *given, tripwire=tripwire)
+    return train_grpo(resolve(str(tiny)), *given, tripwire=tripwire, lora=LoraSettings(8, 16))
 
 
 def adapter(folder):

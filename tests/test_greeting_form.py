@@ -253,3 +253,8 @@ def test_traditional_and_simplified_say_the_same():
 
 def test_bounds_are_in_the_unit_of_the_language():
     assert (bounds(ZH), bounds(EN)) == ((10, 40), (8, 25))
+
+
+def test_half_a_character_is_broken_form():
+    request = Request("z", "外公七十大寿", language="zh", length="short")
+    assert broken("外公，愿您棋盘上步步从�容，笑口常开。", request) == ["characters"]

@@ -204,7 +204,7 @@ def broken(text: str, request: Request) -> list[str]:
 
     empty; language (other than the request's); script; too long, too short (past LENGTHS by SLACK); unfinished (no
     sentence ends); echo (says the request or the instruction again); list (several answers, or points); repeats (a run
-    of 4 words or 6 characters three times); placeholder ([Name], XX, ___).
+    of 4 words or 6 characters three times); placeholder ([Name], XX, ___); characters (one that was cut in half, �).
     """
     if not any(c.isalnum() for c in text):
         return ["empty"]
@@ -223,6 +223,7 @@ def broken(text: str, request: Request) -> list[str]:
     run = 6 if chinese else 4
     found += ["repeats"] if max(Counter(runs(text, run)).values(), default=0) >= 3 else []
     found += ["placeholder"] if _PLACEHOLDER.search(text) else []
+    found += ["characters"] if "\ufffd" in text else []
     return found
 
 

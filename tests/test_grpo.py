@@ -132,9 +132,9 @@ def test_an_answer_cut_short_teaches_only_where_the_guard_can_punish_it(tiny, tm
 @pytest.mark.slow
 def test_the_embedded_model_takes_a_step(tmp_path):
     sizes = {"batch": 2, "samples": 2, "mini_batch": 4, "updates": 1, "steps": 1, "max_tokens": 16}
-    few = GrpoSettings(lora=LoraSettings(8, 16, last_layers=4), **sizes)
+    few, lora = GrpoSettings(**sizes), LoraSettings(8, 16, last_layers=4)
     long = [("length", lambda p, a: [float(len(x)) for x in a], 1.0)]
-    facts = train_grpo(resolve("embedded"), REQUESTS, long, no_guard, few, WEIGHTS, tmp_path)
+    facts = train_grpo(resolve("embedded"), REQUESTS, long, no_guard, few, WEIGHTS, tmp_path, lora=lora)
     assert (facts["answers"], facts["steps"]) == (4, 1)
 
 

@@ -111,6 +111,19 @@ def write(args) -> None:
             engine.close()
 
 
+def once(score):
+    """A scorer that is asked about each answer once: the small judge takes half a second for one."""
+    known: dict[tuple[str, str], float | None] = {}
+
+    def asked(requests, answers):
+        new = [key for key in dict.fromkeys(zip(requests, answers, strict=True)) if key not in known]
+        if new:
+            known.update(zip(new, score([r for r, _ in new], [a for _, a in new]), strict=True))
+        return [known[key] for key in zip(requests, answers, strict=True)]
+
+    return asked
+
+
 def table(args) -> None:
     from toolkit.evaluate.greetings import verdict_lines
     from toolkit.evaluate.unseen import Unseen
@@ -118,7 +131,7 @@ def table(args) -> None:
     recipe, work = recipe_of(args), Work(args.prep, args.out, STAGES)
     todo, n = read_jsonl(args.prep / "requests" / "test.jsonl", Request), recipe.evaluate.per_premise
     cast = G.Cast(work)
-    scorers = G.rewards_of(recipe, work, cast, ("model", "judge"))
+    scorers = {name: once(score) for name, score in G.rewards_of(recipe, work, cast, tuple(args.scorers)).items()}
     rows = {p.name[len("answers.") : -len(".jsonl")]: read_jsonl(p) for p in sorted(args.out.glob("answers.*.jsonl"))}
     of = {method: [name for name in rows if name.rsplit(".s", 1)[0] == method] for method in ("base", "sft", *METHODS)}
     writers, each = [], {}
@@ -183,6 +196,7 @@ def main() -> None:
     p.add_argument("--set", action="append", default=[])
     p.add_argument("--seeds", type=lambda s: [int(x) for x in s.split(",")], default=[1, 2, 3])
     p.add_argument("--only", nargs="*", choices=tuple(METHODS))
+    p.add_argument("--scorers", nargs="+", choices=("model", "judge"), default=["model", "judge"])
     p.add_argument("--part", default="0/1", metavar="I/N")
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

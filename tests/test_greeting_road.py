@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import pytest
-from test_road import NO_NETWORK, finish, kill_at, start
+from test_road import finish, kill_at, run_whole, start
 
 from toolkit.records import read_jsonl
 
@@ -43,13 +42,7 @@ def recipe(tiny, tiny_gguf) -> list[str]:
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory) -> Path:
     """A run that nobody interrupted, with every network call of it and its children refused."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "sitecustomize.py").write_text(NO_NETWORK)
-    out = folder / "runs" / "whole"
-    out.parent.mkdir()
-    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    finish(start(recipe, out, {"PYTHONPATH": path}), out)
-    return out
+    return run_whole(recipe, tmp_path_factory.mktemp("whole"))
 
 
 def card(run: Path, stage: str) -> dict:

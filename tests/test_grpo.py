@@ -32,7 +32,9 @@ def train(tiny, out, reward=letters, guard=no_guard, requests=REQUESTS, **more):
     keys = ("start", "tripwire", "seed")
     named = {k: more.pop(k) for k in keys if k in more}
     out.mkdir(exist_ok=True)
-    return train_grpo(resolve(str(tiny)), requests, rewards, guard, settings(**more), WEIGHTS, out, lora=LoraSettings(8, 16), **named)
+    return train_grpo(
+        resolve(str(tiny)), requests, rewards, guard, settings(**more), WEIGHTS, out, lora=LoraSettings(8, 16), **named
+    )
 
 
 def adapter(folder):

@@ -69,6 +69,16 @@ def kill_at(recipe: list[str], out: Path, glob: str, lines: int = 0) -> None:
     process.wait()
 
 
+def run_whole(recipe: list[str], folder: Path) -> Path:
+    """A run that nobody interrupts, with every network call of it and its children refused."""
+    (folder / "sitecustomize.py").write_text(NO_NETWORK)
+    out = folder / "runs" / "whole"
+    out.parent.mkdir()
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    finish(start(recipe, out, {"PYTHONPATH": path}), out)
+    return out
+
+
 @pytest.fixture(scope="module")
 def recipe(tiny, tiny_gguf) -> list[str]:
     return tiny_recipe(tiny, tiny_gguf)
@@ -77,13 +87,7 @@ def recipe(tiny, tiny_gguf) -> list[str]:
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory) -> Path:
     """A run that nobody interrupted, with every network call of it and its children refused."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "sitecustomize.py").write_text(NO_NETWORK)
-    out = folder / "runs" / "whole"
-    out.parent.mkdir()
-    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
-    finish(start(recipe, out, {"PYTHONPATH": path}), out)
-    return out
+    return run_whole(recipe, tmp_path_factory.mktemp("whole"))
 
 
 def test_with_the_network_refused_every_stage_runs(whole):

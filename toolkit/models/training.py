@@ -76,6 +76,19 @@ def in_float32(model) -> None:
                 model.get_parameter(name.replace(".default.", ".ref.")).data = parameter.data.clone()
 
 
+def passes(settings) -> dict:
+    """What a recipe section's batch, accumulate, epochs and lr mean to a trainer. Checkpointing is switched on at the model."""
+    return {
+        "save_every": settings.save_every,
+        "per_device_train_batch_size": settings.batch,
+        "gradient_accumulation_steps": settings.accumulate,
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.lr,
+        "gradient_checkpointing": False,
+        "bf16": False,
+    }
+
+
 def last_checkpoint(out: Path) -> str | None:
     """The newest whole checkpoint in a stage's folder: one that a kill cut short lacks the trainer's state."""
     found = [p for p in (out / CHECKPOINTS).glob("checkpoint-*") if (p / "trainer_state.json").is_file()]

@@ -9,7 +9,7 @@ from pathlib import Path
 from toolkit.errors import ProofError, UserError
 from toolkit.models.load import load_tokenizer
 from toolkit.models.resolve import Model
-from toolkit.models.training import Log, in_float32, last_checkpoint, policy, trainer_settings
+from toolkit.models.training import Log, in_float32, last_checkpoint, passes, policy, trainer_settings
 from toolkit.preference.tripwire import Tripwire
 from toolkit.recipe import WEIGHTED, DpoSettings, ModelSettings
 from toolkit.records import PreferencePair
@@ -82,17 +82,7 @@ def train_dpo(
                     f"DPO starts at a reward margin of {logs['rewards/margins']}, not 0: the reference is not the base"
                 )
 
-    args = trainer_settings(
-        out,
-        seed=seed,
-        save_every=settings.save_every,
-        per_device_train_batch_size=settings.batch,
-        gradient_accumulation_steps=settings.accumulate,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.lr,
-        gradient_checkpointing=False,
-        bf16=False,
-    )
+    args = trainer_settings(out, seed=seed, **passes(settings))
     set_seed(seed)  # TRL before 1.16 draws the adapter's first weights unseeded
     model, lora = policy(base, weights, settings.lora, settings.gradient_checkpointing, start)
     more = {}

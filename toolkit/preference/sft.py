@@ -6,7 +6,7 @@ from toolkit.engines.base import defused
 from toolkit.errors import UserError
 from toolkit.models.load import load_tokenizer
 from toolkit.models.resolve import Model
-from toolkit.models.training import Log, in_float32, last_checkpoint, policy, trainer_settings
+from toolkit.models.training import Log, in_float32, last_checkpoint, passes, policy, trainer_settings
 from toolkit.recipe import ModelSettings, SftSettings
 
 
@@ -49,17 +49,7 @@ def train_sft(
         )
     set_seed(seed)
     model, lora = policy(base, weights, settings.lora, settings.gradient_checkpointing)
-    args = trainer_settings(
-        out,
-        seed=seed,
-        save_every=settings.save_every,
-        per_device_train_batch_size=settings.batch,
-        gradient_accumulation_steps=settings.accumulate,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.lr,
-        gradient_checkpointing=False,
-        bf16=False,
-    )
+    args = trainer_settings(out, seed=seed, **passes(settings))
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(**args, max_length=None, completion_only_loss=True),

@@ -17,7 +17,7 @@ from toolkit.engines.base import defused
 from toolkit.errors import UserError
 from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config
 from toolkit.models.resolve import Model, resolve
-from toolkit.models.training import Log, in_float32, last_checkpoint, trainer_settings
+from toolkit.models.training import Log, in_float32, last_checkpoint, passes, trainer_settings
 from toolkit.progress import bar
 from toolkit.recipe import ModelSettings, PairwiseSettings
 from toolkit.records import PreferencePair
@@ -123,17 +123,7 @@ def train_pairwise(
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    args = trainer_settings(
-        out,
-        seed=seed,
-        save_every=settings.save_every,
-        per_device_train_batch_size=settings.batch,
-        gradient_accumulation_steps=settings.accumulate,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.lr,
-        gradient_checkpointing=False,
-        bf16=False,
-    )
+    args = trainer_settings(out, seed=seed, **passes(settings))
     trainer = RewardTrainer(
         model=model,
         args=RewardConfig(**args, max_length=None),

@@ -36,9 +36,7 @@ REQUESTS = [Request(f"r{i}", f"wedding toast {i}") for i in range(4)]
 
 
 def writers(better="Joy to you both!", **more):
-    sft = Writer(
-        "sft", {r.id: ["All the best.", "Be well, friends."] for r in REQUESTS}, seconds=2.0, calls=1, tokens=40
-    )
+    sft = Writer("sft", {r.id: ["All the best.", "Be well, friends."] for r in REQUESTS}, seconds=2.0, calls=1)
     return [sft, Writer("grpo", {r.id: [better, better] for r in REQUESTS}, **more)]
 
 
@@ -200,7 +198,7 @@ def test_broken_form_is_counted_by_reason():
 
 def test_what_it_took_and_the_telling_words_are_passed_on():
     found = compare(telling={"grpo": [{"gram": "joy"}]})
-    assert (found["sft"]["seconds"], found["sft"]["calls"], found["sft"]["tokens"]) == (2.0, 1, 40)
+    assert (found["sft"]["seconds"], found["sft"]["calls"]) == (2.0, 1)
     assert found["grpo"]["telling"] == [{"gram": "joy"}]
 
 

@@ -117,7 +117,7 @@ def _comparison(found: dict) -> list[str]:
         f"<p>{found['requests']} requests that nothing was trained on, the same ones for every writer; 95 % intervals over "
         f"requests. A reward is what a training may aim at; the unseen judge is what none has met.</p>",
         _table(head, rows),
-        '<div class="row">',
+        '<div class="row small">',
     ]
     for name in found["scorers"]:
         gaps = {w["name"]: w["scores"][name]["difference"] for w in others}
@@ -160,14 +160,14 @@ def _shape(found: dict) -> list[str]:
         broken = w["broken"] or {"share": [None] * 3, "reasons": {}}
         reasons = ", ".join(f"{reason} {n}" for reason, n in broken["reasons"].items()) or "–"
         row = [w["name"], _interval(broken["share"]) if w["broken"] else "–", reasons, str(w["empty"])]
-        cost.append([*row, *(f"{w[key]:,.0f}" for key in ("seconds", "calls", "tokens"))])
+        cost.append([*row, *(f"{w[key]:,.0f}" for key in ("seconds", "calls"))])
     return [
         "<h3>Diversity and wording</h3>",
         _table(head, wording),
         '<p class="quiet">Diversity: mean cosine distance of two greetings to one request. Same opening, repeated runs: chance that '
         "greetings to two different requests begin alike, or share a run of 4 words (8 Chinese characters).</p>",
         "<h3>Form and cost</h3>",
-        _table(["writer", "broken form", "by reason", "empty", "seconds", "calls", "tokens"], cost),
+        _table(["writer", "broken form", "by reason", "empty", "seconds", "calls"], cost),
         '<p class="quiet">Cost: of all that was written to hand these greetings in.</p>',
     ]
 

@@ -38,14 +38,13 @@ Scorer = Callable[[list[str], list[str]], list[float | None]]
 class Writer:
     """What one writer handed in: request id → its answers, in the order in which it wrote them; and what that took.
 
-    `seconds`, `calls` and `tokens` are of the writing of these answers, of all that were written to pick them from too.
+    `seconds` and `calls` are of the writing and scoring of these answers, of all that were written to pick them from too.
     """
 
     name: str
     answers: dict[str, list[str]]
     seconds: float = 0.0
     calls: int = 0
-    tokens: int = 0
 
 
 def best_of(answers: dict[str, list[str]], scores: dict[str, list[float | None]], n: int) -> dict[str, list[str]]:
@@ -108,7 +107,7 @@ def measure(
         "scores": {scorer: {"mean", "difference", "unscored"}},
         "unseen": {"mean", "difference", "wins", "by_language", "length_controlled", "won", "lost", "tied", "void"} or None,
         "diversity": {"mean", "difference"}, "by_language": {language: {"length" (greeting.form.length_of), "openings", "repeats"}},
-        "broken": {"share", "reasons"} or None, "telling", "seconds", "calls", "tokens"}]}. The baseline has no difference.
+        "broken": {"share", "reasons"} or None, "telling", "seconds", "calls"}]}. The baseline has no difference.
 
     Raises:
         UserError: no request, a baseline that is no writer, or a name that occurs twice.
@@ -203,7 +202,7 @@ class _Answers:
                 language: self._wording(language, seed) for language in sorted({r.language for r in self.requests})
             },
             "broken": self._form(seed) if self.broken else None,
-            **{k: getattr(self.writer, k) for k in ("seconds", "calls", "tokens")},
+            **{k: getattr(self.writer, k) for k in ("seconds", "calls")},
         }
 
     def _unseen(self, base: "_Answers | None", seed: int) -> dict | None:

@@ -44,10 +44,10 @@ RULES = ["Answers what was asked, the small detail too.", "Could be sent to one 
 
 def comparison() -> tuple[dict, list[dict]]:
     writers = [
-        Writer("base", PLAIN, 20.0, 4, 300),
-        Writer("sft", {**PLAIN, "e0": GOOD["e0"]}, 21.5, 4, 420),
-        Writer("best of 4", {**PLAIN, "e0": GOOD["e0"], "z0": GOOD["z0"]}, 80.0, 16, 1700),
-        Writer("grpo " + EVIL, GOOD, 22.0, 4, 510),
+        Writer("base", PLAIN, 20.0, 4),
+        Writer("sft", {**PLAIN, "e0": GOOD["e0"]}, 21.5, 4),
+        Writer("best of 4", {**PLAIN, "e0": GOOD["e0"], "z0": GOOD["z0"]}, 80.0, 16),
+        Writer("grpo " + EVIL, GOOD, 22.0, 4),
     ]
     judge = SimpleNamespace(score=lambda q, a: np.array([len(set(t)) / 9 for t in a]), quality=UNSEEN)
     scorers = {"model": lambda q, a: [len(t) / 10 for t in a], "judge": lambda q, a: [t.count("，") + 0.5 for t in a]}

@@ -296,7 +296,7 @@ def verdict_lines(found: dict) -> list[str]:
         lines.append(
             f"The unseen judge orders {_pct(value)} of {judge['all']['pairs']} labelled pairs rightly that it had not seen "
             f"({_pct(low)} to {_pct(high)}; length alone {_pct(judge['all']['length_only'][0])}): "
-            + ("better than a coin." if judge["all"]["trusted"] else "no better than a coin for all we know, so its verdicts below say nothing.")
+            + ("better than a coin. It compares embeddings and cannot see whether a text makes sense: read the greetings too." if judge["all"]["trusted"] else "no better than a coin for all we know, so its verdicts below say nothing.")
         )  # fmt: skip
     for writer in found["writers"]:
         if writer["name"] == base:
@@ -314,7 +314,13 @@ def verdict_lines(found: dict) -> list[str]:
             if value is None:
                 text += "; the unseen judge has nothing to compare"
             else:
-                verdict = "a real gain" if low > 0.5 else "a real loss" if high < 0.5 else "no clear difference"
+                verdict = (
+                    "a gain before this judge"
+                    if low > 0.5
+                    else "a loss before this judge"
+                    if high < 0.5
+                    else "no clear difference"
+                )
                 verdict = verdict if judge["all"]["trusted"] else "not to be relied on"
                 text += f"; the unseen judge prefers it in {_pct(value)} ({_pct(low)} to {_pct(high)}): {verdict}"
                 if up and not low > 0.5:

@@ -55,8 +55,8 @@ def facts(win_rate, gain=None, ties=0.1):
 @pytest.mark.parametrize(
     ("win_rate", "says"),
     [
-        (GAIN, "a gain before this judge."),
-        (LOSS, "a loss before this judge."),
+        (GAIN, "a real gain."),
+        (LOSS, "a real loss."),
         (EVEN, "not distinguishable from no difference."),
         (UNKNOWN, "not distinguishable from no difference."),
     ],
@@ -232,7 +232,7 @@ def test_a_judge_whose_passport_forbids_trust_gives_no_verdict():
     first, record = verdict_lines(NO_VERDICT)[:2]
     assert first.startswith("The judge gives no verdict on any of 24 pairs: its passport says")
     assert "untrusted: it would have preferred the aligned model in 90 %" in record
-    assert "a gain before this judge" not in " ".join(verdict_lines(NO_VERDICT))
+    assert "a real gain" not in " ".join(verdict_lines(NO_VERDICT))
 
 
 def test_pairs_without_verdict_are_counted():

@@ -44,7 +44,8 @@ def requests(recipe: Recipe, work) -> dict:
         random.Random(f"{recipe.seed}:{side}").shuffle(rows)
         sides[side] = rows[: limits[side] or None]
         write_jsonl(work.out / f"{side}.jsonl", sides[side])
-    for language in sorted({r.language for r in own}):
+    spoken = sorted({r.language for r in own})
+    for language in spoken:
         if (count := sum(r.language == language for r in sides["train"])) < least:
             raise UserError(
                 f"{count} requests in {language} to train on; the principles' rounds need {least} of each language",
@@ -53,13 +54,11 @@ def requests(recipe: Recipe, work) -> dict:
     known = {side: [*sides[side], *(x for x in made if x.side == side)] for side in SIDES}
     for side in SIDES:
         check_split(known[side], [r for other in SIDES if other != side for r in known[other]])
-    write_jsonl(work.out / "labelled.jsonl", made)
     facts = {side: len(rows) for side, rows in sides.items()}
-    spoken = sorted({r.language for r in own})
     if odd := sorted({x.language for x in made} - set(spoken)):
         say(f"  labelled greetings in {', '.join(odd)} are left out: no request is in that language")
         made = [x for x in made if x.language in spoken]
-        write_jsonl(work.out / "labelled.jsonl", made)
+    write_jsonl(work.out / "labelled.jsonl", made)
     facts["labelled"] = {side: sum(x.side == side for x in made) for side in SIDES}
     for language in spoken:
         for side in SIDES:
@@ -69,7 +68,7 @@ def requests(recipe: Recipe, work) -> dict:
                     f"{count} labelled requests in {language} of {settings.labelled} fall on the {side} side; {LABELLED} are the least",
                     "give more pairs of a good and a flawed greeting, or name one language in requests.languages",
                 )
-    return {**facts, "languages": sorted({r.language for r in own}), "bad_lines": len(bad)}
+    return {**facts, "languages": spoken, "bad_lines": len(bad)}
 
 
 def _requests(work, side: str) -> list[Request]:
@@ -251,10 +250,13 @@ def principles(recipe: Recipe, work) -> dict:
         else:
             facts[language], kept = {"rounds": 0}, start["detector"][language]
         kept.save(work.out / f"detector.{language}.md")
-        for when, held in (("test_before", start["detector"][language]), ("test_after", kept)):
-            judge = PrincipledJudge(engine, {language: held})
-            judge.shift[language] = facts[language].get("shift" if held is kept else "start_shift", 0.0)
-            facts[language][when] = agreement(judge, sides["test"], progress=when.replace("_", " "))
+        first, tested = start["detector"][language], {}
+        for when, held, shift in (("before", first, "start_shift"), ("after", kept, "shift")):
+            if held.rules not in tested:  # no round may have changed them: asked once then
+                judge = PrincipledJudge(engine, {language: held})
+                judge.shift[language] = facts[language].get(shift, 0.0)
+                tested[held.rules] = agreement(judge, sides["test"], progress=f"test {when}")
+            facts[language][f"test_{when}"] = tested[held.rules]
     cast.close()
     return facts
 
@@ -305,7 +307,8 @@ def dpo(recipe: Recipe, work) -> dict:
 
     rows = read_jsonl(work.of("pairs") / "pairs.jsonl", PreferencePair)
     cast = Cast(work)
-    wire = _tripwire(recipe, work, rewards_of(recipe, work, cast, ("model",)), {"model": 1.0})
+    paid = rewards_of(recipe, work, cast, ("model",)) if recipe.tripwire.every else {}  # only the watch asks it
+    wire = _tripwire(recipe, work, paid, {"model": 1.0})
     start = work.of("sft") / "adapter"
     facts = train_dpo(base_of(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed, start=start, tripwire=wire)
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
@@ -400,7 +403,7 @@ def _spread(values: list[float | None]) -> float:
 
 
 def evaluate(recipe: Recipe, work) -> dict:
-    """answers.jsonl (base, cold start, its best of n, aligned, on unseen requests) and figures.json: the comparison."""
+    """answers.jsonl (base, cold start, its best of n, aligned, on unseen requests); the comparison as facts."""
     from toolkit.engines.load import load_engine
     from toolkit.evaluate.greetings import answer_rows
     from toolkit.evaluate.unseen import Unseen

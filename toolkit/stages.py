@@ -1,9 +1,9 @@
 """The stages of a PlotTwist run: each reads files, calls one trade, writes files. Heavy libraries load inside."""
 
 import dataclasses
-import itertools
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 from toolkit.errors import UserError
@@ -351,18 +351,11 @@ def _tripwire(recipe: Recipe, work, rows: list[PreferencePair]):
     """The watch over DPO; None where the recipe has none. Own pairs have no reward model: a fallen guard is enough then."""
     if not recipe.tripwire.every:
         return None
-    from toolkit.evaluate.measures import pair_distance
-    from toolkit.models.embed import embed
+    from toolkit.evaluate.greetings import answer_distances
     from toolkit.narrative.writing import write_prompt
     from toolkit.preference.tripwire import Tripwire
 
-    def distances(groups: list[list[str]]) -> list[float]:
-        known = [[t for t in texts if t.strip()] for texts in groups]
-        vectors = embed([t for texts in known for t in texts], recipe.deviation.semantic)
-        ends = itertools.accumulate(map(len, known))
-        found = [vectors[end - len(g) : end] for g, end in zip(known, ends, strict=True)]
-        return [pair_distance(v) if len(v) > 1 else float("nan") for v in found]
-
+    models = dict.fromkeys(("en", "zh"), recipe.deviation.semantic)
     reward = None
     if work.has("reward"):
         from toolkit.narrative.dimensions import KEYS
@@ -381,7 +374,8 @@ def _tripwire(recipe: Recipe, work, rows: list[PreferencePair]):
         say("  the tripwire looks at prompts of the pairs: fewer than 6 premises neither train nor test anything")
         prompts = list(dict.fromkeys(p.prompt for p in rows))
     most = recipe.candidates.max_tokens
-    return Tripwire(recipe.tripwire, prompts, reward, None, distances, work.out, recipe.seed, max_tokens=most)
+    apart = partial(answer_distances, models=models)
+    return Tripwire(recipe.tripwire, prompts, reward, None, apart, work.out, recipe.seed, max_tokens=most)
 
 
 def export(recipe: Recipe, work) -> dict:

@@ -70,6 +70,19 @@ def tiny_gguf(tiny, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_moe(tiny, tmp_path_factory) -> Path:
+    """Folder of the tiny model upcycled to a mixture of 4 experts, 2 active, in float32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from toolkit.models.upcycle import upcycle
+
+    folder = tmp_path_factory.mktemp("tiny-moe")
+    upcycle(AutoModelForCausalLM.from_pretrained(tiny)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
 def tiny_recipe(tiny: Path, gguf: Path) -> list[str]:
     """Overrides that shrink the quickstart to the tiny model: every stage runs, in seconds."""
     return [

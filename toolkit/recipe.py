@@ -32,7 +32,9 @@ def setting(default, help: str, *, low=None, high=None, one_of: tuple = (), abov
 
 @dataclass(frozen=True)
 class ModelSettings:
-    id: str = setting("embedded", "embedded, a folder of safetensors, or a hub id")
+    id: str = setting(
+        "embedded", "embedded, embedded-moe (the same as a mixture), a folder of safetensors, or a hub id"
+    )
     gguf: str = setting("", "a GGUF of the same weights, for llama.cpp; made from the weights when empty")
     quantisation: str = setting("F16", "of the GGUF made when none is given", one_of=QUANTISATIONS)
     dtype: str = setting("auto", "of the frozen weights", one_of=("auto", "float32", "bfloat16", "float16"))

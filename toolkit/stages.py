@@ -194,7 +194,7 @@ def ratings(recipe: Recipe, work) -> dict:
 def reward(recipe: Recipe, work) -> dict:
     """The reward model: PEFT adapter, head.safetensors, reward.json, metrics; facts hold quality beside baselines."""
     from toolkit.models.load import fingerprint
-    from toolkit.models.resolve import EMBEDDED
+    from toolkit.models.resolve import MADE
     from toolkit.reward.data import anchored_groups, label_shares, rated_groups, split_groups
     from toolkit.reward.model import RewardConfig, new_reward_model
     from toolkit.reward.train import baselines, drop_long, measure, train_reward
@@ -208,7 +208,7 @@ def reward(recipe: Recipe, work) -> dict:
     if settings.rated_weight > 0:
         train += rated_groups(drafts, rated, settings.rated_weight, max(settings.strengths), recipe.seed)
     config = RewardConfig(
-        str(base.weights) if base.id != EMBEDDED else EMBEDDED,
+        base.id if base.id in MADE else str(base.weights),
         fingerprint(base),
         settings.depth,
         dtype=recipe.model.dtype,

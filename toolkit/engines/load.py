@@ -75,6 +75,11 @@ def check_engine(spec: str | Path, lora: str | Path | None = None) -> None:
 
 
 def _is_name(text: str) -> bool:
+    """Whether the catalogue is asked. The upcycled embedded model has no GGUF of its own: transformers runs it."""
+    from toolkit.models.resolve import EMBEDDED_MOE
+
+    if text == EMBEDDED_MOE:
+        return False
     return "/" not in text and "\\" not in text and text[:1] not in ("", ".", "~") and not Path(text).exists()
 
 

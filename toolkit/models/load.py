@@ -12,7 +12,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import UserError
-from toolkit.models.resolve import EMBEDDED, Model, digest, embedded_gguf
+from toolkit.models.resolve import EMBEDDED, MADE, Model, digest, embedded_gguf, resolve
 from toolkit.recipe import LoraSettings
 
 transformers_logging.disable_progress_bar()  # "Loading weights" would break into our own bars
@@ -106,14 +106,29 @@ def lora_config(model, lora: LoraSettings, task: str | None = "CAUSAL_LM"):
 
 
 def ensure_weights(model: Model) -> None:
-    """Make the embedded model's trainable weights from its GGUF, once; other models need nothing. Safe to call again."""
+    """Make the embedded models' trainable weights, once; other models need nothing. Safe to call again."""
     folder = model.weights
-    if model.id != EMBEDDED or (folder / "config.json").is_file():
+    if model.id not in MADE or (folder / "config.json").is_file():
         return
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True, exist_ok=True)
+    if model.id == EMBEDDED:
+        _unpack_gguf(model.gguf, partial)
+    else:
+        from toolkit.models.upcycle import save_upcycled
+
+        save_upcycled(weights_folder(resolve(EMBEDDED)), partial)
+    try:
+        partial.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(partial)
+
+
+def _unpack_gguf(gguf: Path, folder: Path) -> None:
+    """A GGUF's weights as float32 safetensors, with its tokenizer, into `folder`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    source = {"pretrained_model_name_or_path": str(model.gguf.parent), "gguf_file": model.gguf.name}
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     # transformers keeps a "quantised" mark on a GGUF's model and then refuses to save it: a fresh model takes its weights
     packed = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     config = packed.config
@@ -121,13 +136,8 @@ def ensure_weights(model: Model) -> None:
         del config.quantization_config
     fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fresh.load_state_dict(packed.state_dict())
-    partial.mkdir(parents=True, exist_ok=True)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
-    fresh.save_pretrained(partial)
-    try:
-        partial.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(partial)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    fresh.save_pretrained(folder)
 
 
 def weights_folder(model: Model) -> Path:
@@ -143,8 +153,9 @@ def weights_folder(model: Model) -> Path:
 
 def fingerprint(model: Model) -> str:
     """Short hash of what the weights are (a hub id's: of the id)."""
-    if model.id == EMBEDDED:
-        return digest([embedded_gguf()])
+    if model.id in MADE:  # also before they are made
+        made = digest([embedded_gguf()])
+        return made if model.id == EMBEDDED else f"{made[:12]}-moe"
     if isinstance(model.weights, Path):
         return digest([model.weights / "config.json", *sorted(model.weights.glob("*.safetensors"))])
     return hashlib.sha256(str(model.weights).encode()).hexdigest()[:16]

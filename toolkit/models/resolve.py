@@ -10,6 +10,8 @@ from toolkit.errors import UserError
 from toolkit.hardware import cache_dir
 
 EMBEDDED = "embedded"
+EMBEDDED_MOE = "embedded-moe"  # the same model, sparsely upcycled (models.upcycle)
+MADE = (EMBEDDED, EMBEDDED_MOE)  # ids whose weights are made here, into the cache
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Model:
 
 
 def resolve(name: str, gguf: str | None = None) -> Model:
-    """`embedded`, a folder of safetensors, or a hub id → Model. `gguf` names a GGUF of the same weights.
+    """`embedded`, `embedded-moe`, a folder of safetensors, or a hub id → Model. `gguf` names a GGUF of the same weights.
 
     Raises UserError when a named file or folder is not there or holds no weights.
     """
@@ -37,6 +39,8 @@ def resolve(name: str, gguf: str | None = None) -> Model:
     gguf_path = Path(gguf) if gguf else None
     if gguf_path and not gguf_path.is_file():
         raise UserError(f"no GGUF file at {gguf_path}", "check the path")
+    if name == EMBEDDED_MOE:
+        return Model(name, cache_dir() / EMBEDDED_MOE, gguf_path)
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():

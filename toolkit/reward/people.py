@@ -19,7 +19,7 @@ import torch
 
 from toolkit.errors import UserError
 from toolkit.models.load import fingerprint
-from toolkit.models.resolve import EMBEDDED, resolve
+from toolkit.models.resolve import EMBEDDED, MADE, resolve
 from toolkit.narrative.dimensions import HALF, MIDDLE
 from toolkit.people import one_against_the_rest
 from toolkit.progress import say
@@ -87,7 +87,7 @@ def _question(ratings: Path, base: str, settings: RewardSettings) -> tuple[Rated
     """The ratings, the reward model that learns from them, and a short hash of all that decides the answer."""
     rated, model = read_rated(ratings), resolve(base)
     config = RewardConfig(
-        str(model.weights) if model.id != EMBEDDED else EMBEDDED,
+        model.id if model.id in MADE else str(model.weights),
         fingerprint(model),
         settings.depth,
         dimensions=rated.dimensions,

@@ -99,7 +99,7 @@ def test_in_four_bits_it_learns_the_pairs_too(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def cold_start(tiny, tmp_path_factory):
-    from toolkit.preference.sft import train_sft
+    from toolkit.models.sft import train_sft
     from toolkit.recipe import SftSettings
 
     out = tmp_path_factory.mktemp("sft")

@@ -141,7 +141,7 @@ def test_the_embedded_model_takes_a_step(tmp_path):
 
 
 def test_in_four_bits_it_goes_on_from_an_adapter(tiny, tmp_path):
-    from toolkit.preference.sft import train_sft
+    from toolkit.models.sft import train_sft
     from toolkit.recipe import SftSettings
 
     base, four = resolve(str(tiny)), ModelSettings(dtype="float32", four_bit=True)

@@ -5,8 +5,8 @@ import pytest
 from toolkit.errors import UserError
 from toolkit.models.load import load_model, load_tokenizer
 from toolkit.models.resolve import resolve
+from toolkit.models.sft import train_sft
 from toolkit.models.training import read_metrics
-from toolkit.preference.sft import train_sft
 from toolkit.recipe import LoraSettings, ModelSettings, SftSettings
 
 WEIGHTS = ModelSettings(dtype="float32")

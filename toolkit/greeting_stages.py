@@ -97,7 +97,7 @@ def sft(recipe: Recipe, work) -> dict:
 
     from toolkit.export.gguf import adapter_to_gguf
     from toolkit.feedback.verdicts import curated_pairs
-    from toolkit.preference.sft import train_sft
+    from toolkit.models.sft import train_sft
 
     base = base_of(work)
     rows = [(p.prompt, p.chosen) for p in curated_pairs(_labelled(work, "train"), _all_requests(work))]

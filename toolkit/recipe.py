@@ -278,6 +278,38 @@ class TripwireSettings:
 
 
 @dataclass(frozen=True)
+class SafetySettings:
+    """Holds the training of sft, dpo and grpo to the model it starts from, the harder the riskier an example is (docs/safety.md)."""
+
+    signal: str = setting(
+        "none",
+        "who tells an example's risk: probe, critic, both (the higher); constant (beta_max for all), random (shuffled: a control)",
+        one_of=("none", "probe", "critic", "both", "constant", "random"),
+    )
+    beta_min: float = setting(0.1, "weight of the KL divergence at no risk; the task keeps 1 − β", low=0, high=1)
+    beta_max: float = setting(0.9, "the same at full risk", low=0, high=1)
+    map: str = setting(
+        "linear",
+        "risk to β: linear between the two, or clamp (brought between them, as the released code does)",
+        one_of=("linear", "clamp"),
+    )
+    per: str = setting(
+        "example", "each example has its own β, or the batch's mean as published", one_of=("example", "batch")
+    )
+    ema: float = setting(0.0, "λ: share of the running mean of earlier batches in an example's risk", low=0, high=0.99)
+    reference: str = setting(
+        "start",
+        "what it is held to: start (the adapter that training starts from, else the base), or base",
+        one_of=("start", "base"),
+    )
+    probe: str = setting("auto", "folder of a probe (`fablesmith probe train`); auto finds the one of this model")
+    critic: str = setting(
+        "embedded", "engine that scores examples 1 to 5: embedded, a catalogue name, a .gguf file, an http address …"
+    )
+    random_of: str = setting("probe", "random: whose risks are shuffled", one_of=("probe", "critic", "both"))
+
+
+@dataclass(frozen=True)
 class ExportSettings:
     quantisation: str = setting("Q8_0", "of the GGUF", one_of=QUANTISATIONS)
 
@@ -325,6 +357,7 @@ class Recipe:
     dpo: DpoSettings = field(default_factory=DpoSettings)
     grpo: GrpoSettings = field(default_factory=GrpoSettings)
     tripwire: TripwireSettings = field(default_factory=TripwireSettings)
+    safety: SafetySettings = field(default_factory=SafetySettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 

@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from toolkit.errors import ProofError, UserError
-from toolkit.export.gguf import adapter_to_gguf, convert, merge_adapter, quantise
+from toolkit.export.gguf import adapter_to_gguf, convert, quantise
+from toolkit.export.merge import merge_adapter
 from toolkit.export.proof import prove_export
 from toolkit.models.load import load_model, lora_config
 from toolkit.models.resolve import Model

@@ -382,7 +382,8 @@ def export(recipe: Recipe, work) -> dict:
     """NAME-QUANTISATION.gguf, adapter.gguf, export.json with the proof."""
     import shutil
 
-    from toolkit.export.gguf import adapter_to_gguf, convert, merge_adapter, quantise
+    from toolkit.export.gguf import adapter_to_gguf, convert, quantise
+    from toolkit.export.merge import merge_adapter
     from toolkit.export.proof import prove_export
     from toolkit.hardware import require_disk
 

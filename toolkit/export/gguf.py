@@ -8,18 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.errors import FablesmithError, UserError
-from toolkit.models.load import load_model, load_tokenizer
 from toolkit.models.resolve import Model
-
-
-def merge_adapter(base: Model, adapter: Path, out: Path) -> None:
-    """Base weights + LoRA → one folder of safetensors in float16's range (computed in float32), with the tokenizer."""
-    from peft import PeftModel
-
-    model = load_model(base, dtype="float32")
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    merged.save_pretrained(out)
-    load_tokenizer(base).save_pretrained(out)
 
 
 def convert(folder: Path, out: Path) -> None:

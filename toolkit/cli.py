@@ -7,7 +7,7 @@ import random
 import sys
 from pathlib import Path
 
-from toolkit import cli_diversity, cli_greetings, cli_judging
+from toolkit import cli_diversity, cli_greetings, cli_judging, cli_terminal
 from toolkit.cli_greetings import heading
 from toolkit.errors import FablesmithError, UserError
 
@@ -21,6 +21,7 @@ EXAMPLES = {
     **cli_judging.EXAMPLES,
     **cli_diversity.EXAMPLES,
     **cli_greetings.EXAMPLES,
+    **cli_terminal.EXAMPLES,
 }
 MODEL_HELP = "embedded, a .gguf file, a run folder, an http address, a folder or hub id (default: embedded)"
 
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="fablesmith",
         description="Teach a small language model to write better plots and greetings, on your own machine.",
-        epilog="start here:\n  fablesmith run quickstart",
+        epilog="start here:\n  fablesmith run quickstart\n\nwithout a verb it says what comes next on this machine",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="store_true", help="print the version and stop")
@@ -56,8 +57,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--until", default="", metavar="STAGE", help="stop after this stage; the same command goes on later")
     p.add_argument("--dry-run", action="store_true", help="show stages, sizes and expected time; do nothing")
     p.add_argument("--skip-bad-lines", action="store_true", help="leave bad lines of your files out and count them")
+    p.add_argument("--json", action="store_true", help="what was made, or would be, as one JSON document")
 
-    verb("recipes", "list the recipes, with what each needs")
+    p = verb("recipes", "list the recipes, with what each needs")
+    p.add_argument("--json", action="store_true", help="one JSON line a recipe")
 
     p = verb("write", "write plots for a premise, or greetings for an occasion")
     p.add_argument("premise", help="one or two sentences, or what the greeting is for; - reads standard input")
@@ -80,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     cli_judging.add_verbs(verb)
     cli_diversity.add_verbs(verb)
     cli_greetings.add_verbs(verb)
+    cli_terminal.add_verbs(verb)
     return top
 
 
@@ -96,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         print(version("fablesmith"))
         return 0
     if not args.verb:
-        top.print_help()
+        print(cli_terminal.what_next(set(_VERBS)))
         return 0
     from toolkit.hardware import prepare_environment
 
@@ -153,13 +157,22 @@ def _run(args) -> None:
     recipe = load_recipe(args.recipe, overrides)
     out = args.out or Path("runs") / recipe.name
     if args.dry_run:
-        from toolkit.runner import show_plan
+        from toolkit.runner import plan_facts, show_plan
 
-        print(show_plan(recipe, out, args.until))
+        if args.json:
+            head = {"recipe": recipe.name, "out": str(out), "needs": recipe.memory}
+            print(json.dumps({**head, "stages": plan_facts(recipe, out, args.until)}, ensure_ascii=False))
+        else:
+            print(show_plan(recipe, out, args.until))
         return
     from toolkit.runner import run_recipe
 
-    print(run_recipe(recipe, out, args.until))
+    made = run_recipe(recipe, out, args.until)
+    if args.json:
+        stages = json.loads((out / "manifest.json").read_text())["stages"]
+        print(json.dumps({"recipe": recipe.name, "out": str(out), "made": str(made), "stages": stages}))
+    else:
+        print(made)
 
 
 def _recipes(args) -> None:
@@ -167,7 +180,11 @@ def _recipes(args) -> None:
 
     for path in sorted(recipes_folder().glob("*.yaml")):
         recipe = load_recipe(str(path))
-        print(f"{recipe.name:<14} {recipe.about}\n{'':<14} needs: {recipe.memory}")
+        if args.json:
+            row = {"name": recipe.name, "about": recipe.about, "needs": recipe.memory, "task": recipe.task}
+            print(json.dumps({**row, "file": str(path)}, ensure_ascii=False))
+        else:
+            print(f"{recipe.name:<14} {recipe.about}\n{'':<14} needs: {recipe.memory}")
 
 
 def _write(args) -> None:
@@ -214,4 +231,5 @@ _VERBS = {
     **cli_judging.VERBS,
     **cli_diversity.VERBS,
     **cli_greetings.VERBS,
+    **cli_terminal.VERBS,
 }

@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from toolkit.errors import EngineDown, UserError
@@ -115,6 +117,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "--out", type=Path, default=Path("votes.jsonl"), help="votes, as preference pairs (default: votes.jsonl)"
     )
     p.add_argument("--seed", type=int, default=0, help="of the order in which texts are shown")
+    p.add_argument("--json", action="store_true", help="the count as JSON on stdout; the questions go to stderr")
 
     p = verb("calibrate", "bring a judge's ratings to people's scale, or turn ratings into pairs")
     p.add_argument("judge", nargs="?", default="embedded", help=JUDGE_HELP)
@@ -127,12 +130,14 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p.add_argument("--on", choices=["auto", "cpu", "gpu"], default="auto", help="where a GGUF judge runs")
     p.add_argument("--scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of people's ratings, where the file does not show it")  # fmt: skip
     p.add_argument("--out", type=Path, default=Path("calibration"), help="folder (default: calibration)")
+    p.add_argument("--json", action="store_true", help="figures as JSON")
 
     p = verb("learn", "train a reward model on people's ratings, tested across prompts")
     p.add_argument("ratings", type=Path, help="JSONL with people's ratings")
     p.add_argument("--base", default="embedded", help="embedded, a folder of safetensors, or a hub id")
     p.add_argument("--out", type=Path, required=True, help="folder of the reward model")
     p.add_argument("--seed", type=int, default=1, help="of folds and training")
+    p.add_argument("--json", action="store_true", help="figures as JSON")
 
     p = verb("export-judge", "turn a run's reward model into a GGUF that rates by itself")
     p.add_argument("run", type=Path, help="a run that trained a reward model")
@@ -140,6 +145,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p.add_argument(
         "--quantisation", default="Q8_0", choices=["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"], help="of the GGUF"
     )
+    p.add_argument("--json", action="store_true", help="figures as JSON")
 
 
 # ---- ratings
@@ -453,7 +459,16 @@ def vote(args) -> None:
         matches = matches_from_files(*args.source)
     else:
         raise UserError("vote takes one run folder or two files of texts", "fablesmith vote runs/quickstart")
-    ballot(matches, args.out, seed=args.seed)
+    if not args.json:
+        ballot(matches, args.out, seed=args.seed)
+        return
+    aside = partial(print, file=sys.stderr, flush=True)
+
+    def ask(question: str) -> str:
+        print(question, end="", file=sys.stderr, flush=True)  # input() itself would ask on stdout
+        return input()
+
+    print(json.dumps(ballot(matches, args.out, ask, aside, seed=args.seed), ensure_ascii=False))
 
 
 def calibrate(args) -> None:
@@ -470,7 +485,10 @@ def calibrate(args) -> None:
         rated = read_people(args.ratings or Path(args.judge))
         pairs = ratings_to_pairs(rated, dict.fromkeys(rated[0].mean, 1.0), args.gap)
         write_jsonl(args.pairs, pairs)
-        print(f"{args.pairs}: {len(pairs)} pairs; train on them with --set pairs.file={args.pairs}")
+        if args.json:
+            print(json.dumps({"file": str(args.pairs), "pairs": len(pairs)}))
+        else:
+            print(f"{args.pairs}: {len(pairs)} pairs; train on them with --set pairs.file={args.pairs}")
         return
     if args.votes is None and args.ratings is None:
         raise UserError("calibrate needs a file of people's ratings, or --votes", EXAMPLES["calibrate"].split("\n")[0])
@@ -484,8 +502,7 @@ def calibrate(args) -> None:
             found = agreement(opened.judge, votes, known.threshold if known else 0.0)
         finally:
             opened.judge.close()
-        for line in agreement_lines(found):
-            print(line)
+        print(json.dumps(found, ensure_ascii=False) if args.json else "\n".join(agreement_lines(found)))
         say(_trust(opened, args.judge))
         return
     rated = read_people(args.ratings)
@@ -508,6 +525,11 @@ def calibrate(args) -> None:
         found = calibrate_ratings(opened.judge, rated, aspects, args.out, args.scale, args.ratings.name)
     finally:
         opened.judge.close()
+    _show_calibration(found) if not args.json else print(json.dumps(found, ensure_ascii=False))
+    say(f"fablesmith judge stories.jsonl --model {args.judge} --calibration {args.out}")
+
+
+def _show_calibration(found: dict) -> None:
     print(
         f"{'dimension':<12}{'aspect':<18}{'off by':>8}{'mapped':>8}{'mean only':>11}{'kappa':>8}{'mapped':>8}{'Spearman':>10}"
     )
@@ -523,7 +545,6 @@ def calibrate(args) -> None:
     print(
         "off by: mean absolute error in points of 1 … 10, as it is and mapped (tested across prompts); mean only: naming people's mean"
     )
-    say(f"fablesmith judge stories.jsonl --model {args.judge} --calibration {args.out}")
 
 
 def agreement_lines(found: dict) -> list[str]:
@@ -544,6 +565,11 @@ def learn(args) -> None:
     from toolkit.reward.people import train_on_people
 
     found = train_on_people(args.ratings, args.out, base=args.base, seed=args.seed)
+    print(json.dumps(found, ensure_ascii=False)) if args.json else _show_learnt(found)
+    say(f"fablesmith rate stories.jsonl --with {args.out}")
+
+
+def _show_learnt(found: dict) -> None:
     print(
         f"{found['texts']} texts, {found['groups']} prompts; Spearman with people on prompts not trained on (95 % interval)"
     )
@@ -558,7 +584,6 @@ def learn(args) -> None:
             f"{aspect:<18}{span(rho['model']):<26}{span(f['within']['model']):<24}{rho['ridge'][0]:>+8.2f}"
             f"{rho['likelihood'][0]:>+12.2f}{rho['length'][0]:>+8.2f}{one:>12}"
         )
-    say(f"fablesmith rate stories.jsonl --with {args.out}")
 
 
 def export_judge(args) -> None:
@@ -566,7 +591,12 @@ def export_judge(args) -> None:
     from toolkit.rater import export_judge as export
 
     found = export(args.run, args.out, args.quantisation)
-    print(f"{args.out} ({found['megabytes']} MB)")
+    print(json.dumps(found, ensure_ascii=False)) if args.json else _show_rater(found, args.out)
+    say(f"fablesmith judge stories.jsonl --model {args.out}")
+
+
+def _show_rater(found: dict, out: Path) -> None:
+    print(f"{out} ({found['megabytes']} MB)")
     held_out = found["held_out"]
     for name, who in (("rater", "this file"), ("base", "the base model as judge")):
         if name in held_out["plots"]:
@@ -579,7 +609,6 @@ def export_judge(args) -> None:
         )
     if not found["follows"]:
         print("it does not follow the reward model on held-out plots: do not use it as its stand-in")
-    say(f"fablesmith judge stories.jsonl --model {args.out}")
 
 
 VERBS = {

@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from toolkit.hardware import (
     require_writable,
 )
 from toolkit.progress import say
-from toolkit.recipe import SHIPPED, WEIGHTED, Recipe
+from toolkit.recipe import SHIPPED, WEIGHTED, Recipe, load_recipe
 
 CARD = "stage.json"
 
@@ -245,22 +246,30 @@ def _up_to(recipe: Recipe, until: str) -> list[Stage]:
     return stages[: names.index(until) + 1] if until else stages
 
 
-def show_plan(recipe: Recipe, out: Path, until: str = "") -> str:
-    """The plan as text: stages, sizes, expected time, and what stands already in `out`."""
-    keys = stage_keys(recipe)
-    rows, total, unknown = [], 0.0, False
-    estimates = estimate(recipe)
+def plan_facts(recipe: Recipe, out: Path, until: str = "") -> list[dict]:
+    """What each stage would do: {"stage", "state": todo, stands or elsewhere, "run": where it stands, "seconds", "size"}.
+
+    Seconds are those expected of what is left to do; None where the model's size is not known before it is fetched.
+    """
+    keys, estimates, rows = stage_keys(recipe), estimate(recipe), []
     for stage in _up_to(recipe, until):
         e = estimates[stage.name]
+        row = {"stage": stage.name, "state": "todo", "run": None, "seconds": e.seconds, "size": e.size}
         if stands(out / stage.name, keys[stage.name]):
-            time = "stands"
+            row |= {"state": "stands", "run": str(out), "seconds": 0.0}
         elif other := _find_elsewhere(out, stage.name, keys[stage.name]):
-            time = f"in {other.parent.name}"
-        elif e.seconds is None:
-            time, unknown = "?", True
-        else:
-            time, total = _clock(e.seconds), total + e.seconds
-        rows.append(f"  {stage.name:<11} {time:>12}   {e.size}")
+            row |= {"state": "elsewhere", "run": str(other.parent), "seconds": 0.0}
+        rows.append(row)
+    return rows
+
+
+def show_plan(recipe: Recipe, out: Path, until: str = "") -> str:
+    """The plan as text: stages, sizes, expected time, and what stands already in `out`."""
+    rows = plan_facts(recipe, out, until)
+    shown = {"stands": lambda r: "stands", "elsewhere": lambda r: f"in {Path(r['run']).name}"}
+    shown["todo"] = lambda r: "?" if r["seconds"] is None else _clock(r["seconds"])
+    lines = [f"  {r['stage']:<11} {shown[r['state']](r):>12}   {r['size']}" for r in rows]
+    total, unknown = sum(r["seconds"] or 0 for r in rows), any(r["seconds"] is None for r in rows)
     ending = " and what is marked ?: its model's size is not known before it is fetched" if unknown else ""
     head = f"{recipe.name}: {recipe.about}\n" if recipe.about else f"{recipe.name}\n"
     needs = f"needs {recipe.memory}\n" if recipe.memory else ""
@@ -270,7 +279,7 @@ def show_plan(recipe: Recipe, out: Path, until: str = "") -> str:
         needs += f"GPU memory of grpo, by arithmetic: {gpu['peak']:g} GiB ({parts}; writing, update and tripwire in turn; vLLM, where it is used, takes 30 % of the card besides)\n"
     return (
         f"{head}{needs}in {out}:\n"
-        + "\n".join(rows)
+        + "\n".join(lines)
         + f"\nabout {_clock(total)} on 2 cores{ending}. Nothing was executed."
     )
 
@@ -428,6 +437,40 @@ class _only_one:
 
     def __exit__(self, *exc):
         self.file.close()
+
+
+def is_running(out: Path) -> bool:
+    """Whether a run works in the folder at this moment."""
+    if not (out / ".lock").is_file():
+        return False
+    try:
+        with _only_one(out):
+            return False
+    except UserError:
+        return True
+    except OSError:  # a folder that is another's to write
+        return False
+
+
+def begun_with(out: Path) -> str:
+    """The command that goes on with the run in `out`, from the settings it recorded; "" when its recipe is not at hand."""
+    try:
+        saved = json.loads((out / "recipe.json").read_text())
+        shipped = json.loads(json.dumps(dataclasses.asdict(load_recipe(saved["name"]))))
+    except (UserError, KeyError, ValueError):
+        return ""
+    sets = [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in _differences(saved, shipped)]
+    words = ["fablesmith", "run", saved["name"], *(w for text in sets for w in ("--set", text))]
+    here = Path("runs") / saved["name"]
+    return shlex.join(words if out.resolve() == here.resolve() else [*words, "--out", str(out)])
+
+
+def _differences(saved: dict, shipped: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in saved.items():
+        if isinstance(value, dict):
+            yield from _differences(value, shipped.get(key, {}), f"{prefix}{key}.")
+        elif key in shipped and value != shipped[key]:
+            yield prefix + key, value
 
 
 def _write_manifest(out: Path, recipe: Recipe, names: tuple[str, ...]) -> None:

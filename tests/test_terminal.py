@@ -237,7 +237,7 @@ def test_a_vote_leaves_stdout_to_its_count(capsys, tmp_path, monkeypatch):
 
 
 def test_pairs_of_ratings_are_counted_in_json(capsys, tmp_path):
-    rows = [{"text": f"Text number {i}.", "group": f"g{i // 2}", "ratings": {"pacing": [1 + i % 2 * 3] * 2}} for i in range(32)]  # fmt: skip
+    rows = [{"text": f"Text number {i}.", "prompt": f"Prompt {i // 2}.", "group": f"g{i // 2}", "ratings": {"pacing": [1 + i % 2 * 3] * 2}} for i in range(32)]  # fmt: skip
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     assert cli.main(["calibrate", "r.jsonl", "--pairs", "p.jsonl", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"file": "p.jsonl", "pairs": 16}

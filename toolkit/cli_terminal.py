@@ -11,10 +11,7 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
-EXAMPLES = {
-    "completion": 'eval "$(fablesmith completion bash)"\n'
-    "  fablesmith completion fish > ~/.config/fish/completions/fablesmith.fish",
-}
+EXAMPLES = {"completion": "fablesmith completion bash\n  fablesmith completion fish"}
 SHELLS = ("bash", "zsh", "fish")
 PREMISE = '"A lighthouse keeper learns what the light keeps away."'
 _ENGINES = {"model", "judge", "jury", "base", "agent", "agents", "writers", "a", "b"}  # destinations that name a model
@@ -22,7 +19,7 @@ _ENGINES = {"model", "judge", "jury", "base", "agent", "agents", "writers", "a",
 
 def add_verbs(verb) -> None:
     p = verb("completion", "print a script that completes verbs, options, recipes and settings in your shell")
-    p.add_argument("shell", choices=SHELLS)
+    p.add_argument("shell", choices=SHELLS, help='bash, zsh: put eval "$(fablesmith completion SHELL)" into ~/.bashrc or ~/.zshrc; fish: write it to ~/.config/fish/completions/fablesmith.fish')  # fmt: skip
     p.add_argument("--json", action="store_true", help="the script inside one JSON document")
 
 

@@ -16,7 +16,7 @@ FLOORS = [
     ("stages", "greeting_stages", "rater"),
     ("runner",),
     ("api",),
-    ("cli", "cli_judging", "cli_diversity", "cli_greetings", "cli_terminal", "demo"),
+    ("cli", "cli_demo", "cli_diversity", "cli_greetings", "cli_judging", "cli_terminal", "demo"),
     ("__init__", "__main__"),
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -7,7 +7,7 @@ import random
 import sys
 from pathlib import Path
 
-from toolkit import cli_diversity, cli_greetings, cli_judging, cli_terminal
+from toolkit import cli_demo, cli_diversity, cli_greetings, cli_judging, cli_terminal
 from toolkit.cli_greetings import heading
 from toolkit.errors import FablesmithError, UserError
 
@@ -22,6 +22,7 @@ EXAMPLES = {
     **cli_diversity.EXAMPLES,
     **cli_greetings.EXAMPLES,
     **cli_terminal.EXAMPLES,
+    **cli_demo.EXAMPLES,
 }
 MODEL_HELP = "embedded, a .gguf file, a run folder, an http address, a folder or hub id (default: embedded)"
 
@@ -84,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     cli_diversity.add_verbs(verb)
     cli_greetings.add_verbs(verb)
     cli_terminal.add_verbs(verb)
+    cli_demo.add_verbs(verb)
     return top
 
 
@@ -232,4 +234,5 @@ _VERBS = {
     **cli_diversity.VERBS,
     **cli_greetings.VERBS,
     **cli_terminal.VERBS,
+    **cli_demo.VERBS,
 }

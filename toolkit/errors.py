@@ -25,5 +25,9 @@ class EngineDown(UserError):
     """
 
 
+class Stopped(FablesmithError):
+    """Work was stopped on request; what it made before stands."""
+
+
 class ProofError(FablesmithError):
     """A check of our own work failed (export proof, step-0 margin): the result must not be trusted."""

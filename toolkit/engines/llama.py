@@ -6,7 +6,7 @@ once and copied to the others in the cache.
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from toolkit.engines.base import (
     trim_at_stop,
 )
 from toolkit.engines.schema import Mask
-from toolkit.errors import UserError
+from toolkit.errors import Stopped, UserError
 from toolkit.hardware import physical_cores
 
 SIDE_BY_SIDE = 16  # sequences decoded at once
@@ -75,7 +75,7 @@ class LlamaEngine:
                 raise UserError(f"llama.cpp cannot put {lora} on {self.path}: {_last_error()}", "is it this model's?")
             adapters, scales = (C.llama_adapter_lora_p_ctypes * 1)(adapter), (ctypes.c_float * 1)(1.0)
             C.llama_set_adapters_lora(self.ctx, adapters, 1, scales)
-        self._formatter = self._schema_tokens = self._control_texts = None
+        self._formatter = self._schema_tokens = self._control_texts = self._asked_to_stop = None
         self.family = self._family()
 
     def close(self) -> None:
@@ -86,6 +86,10 @@ class LlamaEngine:
             self.C.llama_free(self.ctx)
             self.C.llama_model_free(self.model)
             self.ctx = self.model = None
+
+    def stop_when(self, asked: Callable[[], bool]) -> None:
+        """Let the reading of a long text end with `Stopped` as soon as `asked` says so (on the CPU; a GPU reads to the end)."""
+        self._asked_to_stop = self.C.ggml_abort_callback(lambda _: asked())  # kept: ctypes must not collect it
 
     # ---- tokens
 
@@ -164,7 +168,12 @@ class LlamaEngine:
         for i, (token, position, sequence, wants) in enumerate(items):
             b.token[i], b.pos[i], b.n_seq_id[i], b.logits[i] = token, position, 1, wants
             b.seq_id[i][0] = sequence
+        # llama.cpp asks at every node of its graph: nothing for many tokens, a twentieth of the time for one
+        watched = self._asked_to_stop if self._asked_to_stop and len(items) > 64 else self.C.ggml_abort_callback(0)
+        self.C.llama_set_abort_callback(self.ctx, watched, None)
         if code := self.C.llama_decode(self.ctx, b):
+            if code == 2:
+                raise Stopped("the decoding was stopped")
             raise UserError(
                 f"llama.cpp could not decode a batch with {self.path.name} (code {code})", "close other programs"
             )

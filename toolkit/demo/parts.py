@@ -1,0 +1,94 @@
+"""Pieces of the page as HTML text. Whatever a person or a model wrote goes through `esc`."""
+
+import html
+
+from toolkit.demo.words import Words
+from toolkit.records import guess_language
+
+# buttons inside a piece: a click sends the button's data-take as `n`
+SEND = """element.addEventListener('click', (event) => {
+  const button = event.target.closest('[data-take]');
+  if (button) { const n = button.dataset.take; trigger('click', {n: /^[0-9]+$/.test(n) ? Number(n) : n}); }
+});"""
+
+
+def esc(text: object) -> str:
+    """As text in HTML, also inside an attribute. Braces and dollars too: the page's own templates must not read them."""
+    return html.escape(str(text), quote=True).translate(
+        {ord("{"): "&#123;", ord("}"): "&#125;", ord("$"): "&#36;", ord("`"): "&#96;"}
+    )
+
+
+def note(message: str, hint: str = "", kind: str = "error") -> str:
+    """A message with a hint: kind is error, quiet or good."""
+    role = "alert" if kind == "error" else "note"
+    more = f"<p class='hint'>{esc(hint)}</p>" if hint else ""
+    return f"<div class='note {kind}' role='{role}'><p>{esc(message)}</p>{more}</div>"
+
+
+def mistake(words: Words, error: BaseException) -> str:
+    return note(*words.mistake(error))
+
+
+def status(words: Words, state: str, ahead: int = 0, error: BaseException | None = None, more: str = "") -> str:
+    """Where a job stands, in one line."""
+    if state == "failed" and error is not None:
+        return mistake(words, error)
+    if state == "waiting":
+        text = words("status.waiting", n=ahead) if ahead else words("status.next")
+    else:
+        text = words(f"status.{state}")
+    busy = "<span class='pulse' aria-hidden='true'></span>" if state in ("waiting", "opening", "working") else ""
+    return f"<p class='status'>{busy}{esc(text)}{' · ' + esc(more) if more else ''}</p>"
+
+
+def empty(title: str, text: str) -> str:
+    """What stands where nothing is yet."""
+    return f"<div class='empty'><p class='empty-title'>{esc(title)}</p><p>{esc(text)}</p></div>"
+
+
+def prose(text: str, growing: bool = False) -> str:
+    """A story in paragraphs; with a caret at its end while it grows."""
+    language = guess_language(text)
+    parts = [p.strip() for p in text.split("\n") if p.strip()] or [""]
+    caret = "<span class='caret' aria-hidden='true'></span>" if growing else ""
+    return f"<div class='story' lang='{language}'><p>" + "</p><p>".join(map(esc, parts)) + f"{caret}</p></div>"
+
+
+def length(words: Words, text: str) -> str:
+    """How long a text is: words, or characters of a Chinese one."""
+    if guess_language(text) == "zh":
+        return words("length.characters", n=sum(not c.isspace() for c in text))
+    return words("length.words", n=len(text.split()))
+
+
+def drafts(words: Words, texts: list[str], done: bool, action: str = "", notes: list[str] | None = None) -> str:
+    """Texts side by side; when done each with a button that says `action` and sends its number."""
+    cards = []
+    for i, text in enumerate(texts):
+        name = words("draft", n=i + 1)
+        button = (
+            f"<button type='button' class='take' data-take='{i}'>{esc(action)}</button>"
+            if done and action and text.strip()
+            else ""
+        )
+        said = f"<p class='form'>{esc(notes[i])}</p>" if notes and notes[i] else ""
+        cards.append(
+            f"<article class='card' aria-label='{esc(name)}'><header><h3>{esc(name)}</h3>"
+            f"<span>{esc(length(words, text)) if text.strip() else ''}</span></header>{prose(text, not done)}{said}{button}</article>"
+        )
+    return f"<div class='cards n{len(texts)}'>{''.join(cards)}</div>"
+
+
+def history(words: Words, entries: list[dict]) -> str:
+    """Entries of the history, each with a button that opens it."""
+    if not entries:
+        return f"<p class='quiet'>{esc(words('write.history.empty'))}</p>"
+    rows = []
+    for entry in entries:
+        first = " ".join(str(next((t for t in entry["texts"] if t.strip()), "")).split())[:110]
+        rows.append(
+            f"<li><button type='button' class='take' data-take='{esc(entry['id'])}'><strong>{esc(entry['wish']['premise'][:90])}</strong>"
+            f"<span>{esc(entry['made'].replace('T', ' ')[:16])} · {esc(first)}</span></button></li>"
+        )
+    return f"<ul class='history'>{''.join(rows)}</ul>"

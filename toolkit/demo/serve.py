@@ -1,0 +1,110 @@
+"""The server: both languages of the page on one port, to this machine only unless told otherwise, with nothing from elsewhere."""
+
+import socket
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import RedirectResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from toolkit.demo.house import House
+from toolkit.demo.page import looks, page
+from toolkit.demo.words import LANGUAGES
+from toolkit.errors import UserError
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+LARGEST = 8 * 2**20  # bytes of a request: a book fits, what does not is refused unread
+# The browser itself forbids whatever would leave this machine, should an escape ever fail. Gradio's templates need eval.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+)
+
+
+class Guard:
+    """Headers on every answer, and no request larger than `LARGEST`. Plain ASGI, so that streams stay streams."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        size = dict(scope["headers"]).get(b"content-length", b"0")
+        if not size.isdigit() or int(size) > LARGEST:
+            await send({"type": "http.response.start", "status": 413, "headers": [(b"content-type", b"text/plain")]})
+            return await send({"type": "http.response.body", "body": b"too large"})
+
+        async def with_headers(message):
+            if message["type"] == "http.response.start":
+                headers = [
+                    *message.get("headers", []),
+                    (b"referrer-policy", b"no-referrer"),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+                if not any(name.lower() == b"content-security-policy" for name, _ in headers):
+                    headers.append((b"content-security-policy", POLICY.encode()))
+                message = {**message, "headers": headers}
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+def application(house: House, language: str = "", hosts: list[str] | None = None) -> FastAPI:
+    """The whole server as an ASGI app.
+
+    Args:
+        language: the one shown at /; by default the browser's.
+        hosts: names this server answers to; None: any.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard)
+    if hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+
+    @app.get("/")
+    def front(request: Request):
+        asked = request.headers.get("accept-language", "").lower().split(",")[0]
+        return RedirectResponse(f"/{language or ('zh' if asked.startswith('zh') else 'en')}/")
+
+    for name in LANGUAGES:
+        blocks = page(house, name).queue(default_concurrency_limit=None, api_open=False, status_update_rate="auto")
+        gr.mount_gradio_app(app, blocks, f"/{name}", show_error=False, ssr_mode=False, max_file_size=LARGEST, **looks())
+    return app
+
+
+def serve(house: House, host: str = "127.0.0.1", port: int | None = None, language: str = "", ready=None) -> None:
+    """Serve until interrupted. `ready` is called with the address when the page can be opened.
+
+    Raises UserError when the port is taken, or `host` is none of this machine's.
+    """
+    found = _bind(host, port)
+    app = application(house, language, [*LOCAL, "[::1]"] if host in LOCAL else None)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=2))
+    name = f"[{host}]" if ":" in host else host
+    if ready:
+        ready(f"http://{name}:{found.getsockname()[1]}/")
+    try:
+        server.run(sockets=[found])
+    finally:
+        house.desk.close()
+
+
+def _bind(host: str, port: int | None) -> socket.socket:
+    """A socket on the port asked for, or on the first free one from 7860."""
+    error = None
+    for one in [port] if port is not None else range(7860, 7900):
+        room = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        room.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            room.bind((host, one))
+            return room
+        except (OSError, OverflowError) as found:
+            room.close()
+            error = found
+    raise UserError(
+        f"cannot serve on {host}:{port or '7860 to 7899'}: {getattr(error, 'strerror', error)}",
+        "name another --port or --host",
+    )

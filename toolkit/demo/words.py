@@ -1,0 +1,45 @@
+"""What the page says, in English and Chinese: words.yaml."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from toolkit.errors import UserError
+
+LANGUAGES = {"en": "English", "zh": "简体中文"}
+
+
+@cache
+def _table() -> dict:
+    return yaml.safe_load((Path(__file__).parent / "words.yaml").read_text(encoding="utf-8"))
+
+
+class Words:
+    """`words("write.button")` is the text of that key in one language; places in braces are filled."""
+
+    def __init__(self, language: str):
+        self.language = language
+        self._at = list(LANGUAGES).index(language)
+
+    def __call__(self, key: str, **places) -> str:
+        text = _table()["words"][key][self._at]
+        return text.format(**places) if places else text
+
+    def choices(self, of: str) -> list[str]:
+        """A list of words.yaml, such as the genres."""
+        return _table()[of][self.language]
+
+    def mistake(self, error: BaseException) -> tuple[str, str]:
+        """(what is wrong, what to do) in this language. What no rule knows is told in the original words, and said to be."""
+        hint = getattr(error, "hint", "")
+        if isinstance(error, MemoryError):
+            return self("error.memory"), self("error.memory_hint")
+        if not isinstance(error, (UserError, OSError)):
+            return self("error.ours"), f"{type(error).__name__}: {error}"
+        for rule in _table()["mistakes"]:
+            if found := re.fullmatch(rule["match"], str(error), re.DOTALL):
+                message, hint = (rule[self.language] + ["", ""])[:2]
+                return message.format(*found.groups()), hint.format(*found.groups())
+        return (str(error), hint) if self.language == "en" else (f"{self('error.original')}{error}", hint)

@@ -9,14 +9,16 @@ ROOT = Path(__file__).resolve().parents[1] / "toolkit"
 TRADES = ("reward", "preference", "feedback", "safety", "evaluate", "export")
 FLOORS = [
     ("errors", "records", "progress", "stats", "hardware", "people", "prompts"),
-    ("recipe", "fit"),
+    ("recipe", "pace"),
     ("engines", "models", "narrative", "greeting"),
     TRADES,
     ("judges",),
     ("stages", "greeting_stages", "rater"),
     ("runner",),
+    ("memory",),
+    ("fit",),
     ("api",),
-    ("cli", "cli_demo", "cli_diversity", "cli_greetings", "cli_judging", "cli_terminal", "demo"),
+    ("cli", "cli_demo", "cli_diversity", "cli_greetings", "cli_judging", "cli_machine", "cli_terminal", "demo"),
     ("__init__", "__main__"),
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -7,7 +7,7 @@ import random
 import sys
 from pathlib import Path
 
-from toolkit import cli_demo, cli_diversity, cli_greetings, cli_judging, cli_terminal
+from toolkit import cli_demo, cli_diversity, cli_greetings, cli_judging, cli_machine, cli_terminal
 from toolkit.cli_greetings import heading
 from toolkit.errors import FablesmithError, UserError
 
@@ -21,6 +21,7 @@ EXAMPLES = {
     **cli_judging.EXAMPLES,
     **cli_diversity.EXAMPLES,
     **cli_greetings.EXAMPLES,
+    **cli_machine.EXAMPLES,
     **cli_terminal.EXAMPLES,
     **cli_demo.EXAMPLES,
 }
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, help="the run's folder (default: runs/NAME)")
     p.add_argument("--until", default="", metavar="STAGE", help="stop after this stage; the same command goes on later")
     p.add_argument("--dry-run", action="store_true", help="show stages, sizes and expected time; do nothing")
+    p.add_argument("--no-fit", action="store_true", help="run even where memory is predicted not to be enough")
     p.add_argument("--skip-bad-lines", action="store_true", help="leave bad lines of your files out and count them")
     p.add_argument("--json", action="store_true", help="what was made, or would be, as one JSON document")
 
@@ -84,13 +86,14 @@ def parser() -> argparse.ArgumentParser:
     cli_judging.add_verbs(verb)
     cli_diversity.add_verbs(verb)
     cli_greetings.add_verbs(verb)
+    cli_machine.add_verbs(verb)
     cli_terminal.add_verbs(verb)
     cli_demo.add_verbs(verb)
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 (our failure), 2 (something the user can mend), 130 (interrupted)."""
+    """Run a command; returns the exit code: 0, 1 (our failure), 2 (something the user can mend), 3 (does not fit), 130 (interrupted)."""
     for stream in (sys.stdout, sys.stderr):  # redirected on Windows they speak a code page that lacks most characters
         if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -108,14 +111,14 @@ def main(argv: list[str] | None = None) -> int:
 
     prepare_environment(args.offline)
     try:
-        _VERBS[args.verb](args)
+        code = _VERBS[args.verb](args)
         sys.stdout.flush()
-        return 0
+        return code or 0
     except UserError as error:
         if args.debug:
             raise
         _complain(str(error), error.hint)
-        return 2
+        return error.code
     except FablesmithError as error:
         if args.debug:
             raise
@@ -169,6 +172,8 @@ def _run(args) -> None:
         return
     from toolkit.runner import run_recipe
 
+    if not args.no_fit:
+        cli_machine.check(recipe, out, args.until)
     made = run_recipe(recipe, out, args.until)
     if args.json:
         stages = json.loads((out / "manifest.json").read_text())["stages"]
@@ -233,6 +238,7 @@ _VERBS = {
     **cli_judging.VERBS,
     **cli_diversity.VERBS,
     **cli_greetings.VERBS,
+    **cli_machine.VERBS,
     **cli_terminal.VERBS,
     **cli_demo.VERBS,
 }

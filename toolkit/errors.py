@@ -6,12 +6,14 @@ class FablesmithError(Exception):
 
 
 class UserError(FablesmithError):
-    """Something the user can mend. The command line prints one red line, one hint, and exits with 2.
+    """Something the user can mend. The command line prints one red line, one hint, and exits with `code`.
 
     Args:
         message: what is wrong and where (file, line, key, value).
         hint: what to do about it, one sentence.
     """
+
+    code = 2
 
     def __init__(self, message: str, hint: str = ""):
         super().__init__(message)

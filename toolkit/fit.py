@@ -1,216 +1,261 @@
-"""What a run will do and about how long it takes, before anything is executed.
+"""Will a run fit? Every stage's memory against this machine's (or one that is named), and which single change would help."""
 
-Times are token counts over measured speeds of the embedded model on 2 cores (docs/results.md); a machine that is twice
-as fast needs half. For other models they are scaled by the number of active parameters where a config.json tells it.
-"""
-
+import dataclasses
 import json
-import math
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from toolkit.errors import UserError
+from toolkit.memory import Run, Use
 from toolkit.recipe import Recipe
-from toolkit.records import read_jsonl, side_of
+from toolkit.runner import plan
 
-# tokens a second on 2 cores (AMD EPYC with AVX512-BF16, 2026-11-21); measured by whole quickstart runs
-READ, JUDGE, WRITE, FEATURES = 900.0, 430.0, 160.0, 1900.0
-LOOK = 45.0  # of a tripwire's look: written by transformers, read twice
-REWARD_STEP, DPO_STEP = {True: 435.0, False: 720.0}, {True: 120.0, False: 265.0}  # by gradient checkpointing
-MADE_PLOT, ASK, DRAFT_PROMPT = 165, 55, 90  # tokens: a well-made plot, one question to the rater, prompt of a draft
-CLAIM = 40  # tokens of a critic's claim or a quote
-KINDS = 6  # of damage (narrative.damage.HARM)
-EMBEDDED_MILLIONS = 135.0
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MARGIN = 0.03  # of a card or of RAM that is left alone: the screen's, the system's
+WHERE = ("vram", "ram")
+
+
+class DoesNotFit(UserError):
+    """The run needs more memory than there is (exit code 3)."""
+
+    code = 3
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a stage handles, and seconds (None where the model's size is unknown)."""
+class Stage:
+    """A stage's peak in GiB by part; `kept` and `scratch` are on disk, the latter until the stage is done."""
 
-    size: str
-    seconds: float | None
+    name: str
+    vram: dict[str, float] = field(default_factory=dict)
+    ram: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, float] = field(default_factory=dict)
+    scratch: dict[str, float] = field(default_factory=dict)
 
-
-def estimate(recipe: Recipe) -> dict[str, Estimate]:
-    """Stage name → size and expected seconds, for every stage a recipe may have."""
-    table = _greeting_table(recipe) if recipe.task == "greeting" else _plot_table(recipe)
-    scale, fixed = _scale(recipe), {"premises", "requests", "unseen", "report"}
-    return {
-        name: Estimate(size, seconds if name in fixed else None if scale is None else seconds * scale)
-        for name, (size, seconds) in table.items()
-    }
+    def peak(self, where: str) -> float:
+        return sum(getattr(self, where).values())
 
 
-def _plot_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
-    r, made = recipe, 72 if recipe.premises.plots == "shipped" else 50
-    drafts = r.premises.train * r.candidates.per_premise
-    pairs = min(r.pairs.max_pairs or drafts, r.premises.train * r.pairs.per_premise)
-    length = r.candidates.max_tokens * 0.85
-    seen = made * (1 + KINDS * len(r.reward.strengths)) * MADE_PLOT
-    trained = 0.8 * seen + drafts * 1.25 * length
-    duels = r.premises.test * r.evaluate.per_premise
-    dpo_tokens = pairs * 2 * (length + DRAFT_PROMPT) * r.dpo.epochs
-    rating = (length + 10 * ASK) / READ + 10 * r.ratings.reason / WRITE
-    check = 2 * r.ratings.check * (MADE_PLOT + 10 * ASK) / READ
-    judging = 2 * (2 * length + 5 * ASK + 60) / JUDGE
-    panel = 2 * min(r.evaluate.panel, r.premises.test) * (1 + len(r.evaluate.jury))
-    steps = max(1, pairs * r.dpo.epochs / (r.dpo.batch * r.dpo.accumulate))
-    looks = 2 + steps // r.tripwire.every if r.tripwire.every else 0
-    watch = looks * r.tripwire.prompts * r.tripwire.samples * length / LOOK
-    hearing = 10 * 2 * CLAIM / WRITE + 30 * (ASK + 2 * CLAIM) / READ
-    return {
-        "model": ("weights and GGUF of the base", 30),
-        "premises": (f"{r.premises.train} to train, {r.premises.test} to test, {made} plots to learn from", 1),
-        "candidates": (f"{drafts} drafts of at most {r.candidates.max_tokens} tokens", drafts * length / WRITE),
-        "ratings": (
-            f"{drafts * 10} assessments, {2 * r.ratings.check} plots to check the rater",
-            drafts * rating + check,
-        ),
-        "reward": (
-            f"about {trained / 1000:.0f}k tokens an epoch",
-            15 + seen / FEATURES + r.reward.epochs * trained / REWARD_STEP[r.reward.gradient_checkpointing],
-        ),
-        "deviation": ("how far answers lie from each other", 15 + drafts * 0.03),
-        "pairs": (f"at most {pairs} pairs", 5 + drafts * length / FEATURES) if not r.pairs.file else (r.pairs.file, 1),
-        "dpo": (
-            f"{r.dpo.loss}, {r.dpo.epochs:g} epochs of at most {pairs} pairs",
-            10 + dpo_tokens / DPO_STEP[r.dpo.gradient_checkpointing] + watch,
-        ),
-        "export": (f"GGUF {r.export.quantisation} and adapter, with proof", 20),
-        "passport": ("of the judge: found, or made once", 2),
-        "evaluate": (
-            f"{2 * duels} plots, {duels * 10} comparisons, {panel} plots before a panel",
-            duels * (2 * length / WRITE + judging + 0.2) + 10 + panel * hearing,
-        ),
-        "report": ("report.html", 2),
-    }
+@dataclass(frozen=True)
+class Help:
+    """One change of the recipe: `set` is what `--set` takes, `vram` and `ram` the peaks (GiB) with it."""
+
+    change: str
+    set: tuple[str, ...]
+    vram: float
+    ram: float
+    fits: bool
 
 
-def _greeting_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
-    r, counts = recipe, _shipped_requests(recipe)
-    train, checked = counts["train"], counts["validate"]
-    answer = r.grpo.max_tokens * 0.7
-    most = r.rejection.requests
-    sampled = min(train, most or train)
-    asked = (sampled + min(checked, (most + 2) // 3 or checked)) * r.rejection.per_request
-    agents = asked * (3 * (answer + ASK + 4 * r.rejection.words) / READ + 4 * 0.7 * r.rejection.words / WRITE)
-    pairs, good = sampled * r.rejection.pairs + counts["labelled"], counts["labelled"]
-    rows = train * r.grpo.samples
-    steps = r.grpo.steps or math.ceil(r.grpo.epochs * train / r.grpo.batch) * r.grpo.updates
-    rounds = steps / r.grpo.updates
-    each = min(rows, r.grpo.batch * r.grpo.samples) * (
-        answer / WRITE + (answer + DRAFT_PROMPT) * 1.3 / DPO_STEP[r.grpo.gradient_checkpointing]
-    )
-    looks = 2 + steps // r.tripwire.every if r.tripwire.every else 0
-    watch = looks * r.tripwire.prompts * r.tripwire.samples * answer / LOOK
-    dpo = pairs * 2 * (answer + DRAFT_PROMPT) * r.dpo.epochs / DPO_STEP[r.dpo.gradient_checkpointing]
-    tests, n = min(r.requests.test, counts["test"]), r.evaluate.per_premise
-    return {
-        "model": ("weights and GGUF of the base", 30),
-        "requests": (f"{train} to train, {checked} to check, {tests} to test", 1),
-        "sft": (f"{good} good greetings, {r.sft.epochs:g} epochs", 15 + good * r.sft.epochs * (answer + DRAFT_PROMPT) / DPO_STEP[r.sft.gradient_checkpointing]),
-        "rejection": (f"{asked} answers, each before four agents", asked * answer / WRITE + agents),
-        "pairs": (f"at most {pairs} pairs", 2),
-        "pairwise": ("Bradley–Terry", 20 + pairs * 2 * (answer + DRAFT_PROMPT) * r.pairwise.epochs / DPO_STEP[r.pairwise.gradient_checkpointing]),
-        "unseen": ("a judge of labelled greetings", 20),
-        "principles": (f"at most {r.principles.rounds} rounds of {r.principles.per_round} requests", 20 + r.principles.rounds * (r.principles.per_round * 4 * r.principles.words / WRITE + 60)),
-        "grpo": (f"{steps} steps, {min(rows, r.grpo.batch * r.grpo.samples)} answers a round of writing", 15 + rounds * each + watch),
-        "dpo": (f"{r.dpo.loss}, {r.dpo.epochs:g} epochs of at most {pairs} pairs", 10 + dpo + watch),
-        "export": ("GGUF " + r.export.quantisation + " and adapter, with proof", 20),
-        "evaluate": (f"{tests} requests, {n * (2 + r.evaluate.best_of)} answers to each", 15 + tests * n * (2 + r.evaluate.best_of) * answer / WRITE),
-        "report": ("report.html", 2),
-    }  # fmt: skip
+@dataclass(frozen=True)
+class Fit:
+    """The verdict. Figures are GiB; `parameters` and `active` count the model's. `has_…` is what the machine has."""
+
+    recipe: str
+    model: str
+    parameters: int
+    active: int
+    stages: tuple[Stage, ...]
+    has_vram: float
+    has_ram: float
+    has_disk: float | None
+    what_helps: tuple[Help, ...] = ()
+
+    def peak(self, where: str) -> float:
+        """The most that a stage holds of `vram` or `ram`."""
+        return max((s.peak(where) for s in self.stages), default=0.0)
+
+    @property
+    def disk(self) -> float:
+        """What stays on disk, and the largest that a stage needs for a time."""
+        return sum(s.peak("kept") for s in self.stages) + max((s.peak("scratch") for s in self.stages), default=0.0)
+
+    def short(self) -> list[str]:
+        """Which of vram, ram and disk are not enough."""
+        found = [w for w, has in (("vram", self.has_vram), ("ram", self.has_ram)) if self.peak(w) > has * (1 - MARGIN)]
+        return found + ["disk"] * (self.has_disk is not None and self.disk > self.has_disk)
+
+    @property
+    def fits(self) -> bool:
+        return not self.short()
 
 
-def _shipped_requests(recipe: Recipe) -> dict[str, int]:
-    """How many requests a side, and labelled greetings to train on; an own file is guessed at 200."""
-    data = Path(__file__).parent / "data" / "greetings"
-    spoken = recipe.requests.languages
-    rows = [r for r in read_jsonl(data / "requests.jsonl") if r["language"] in spoken]
-    counts = {side: sum(side_of(r["id"]) == side for r in rows) for side in ("train", "validate", "test")}
-    if recipe.requests.file != "shipped":
-        counts = {"train": 120, "validate": 30, "test": 50}
-    made = {x["request_id"] for x in read_jsonl(data / "labelled.jsonl")} & {r["id"] for r in rows}
-    most = recipe.requests.train
-    counts |= {side: min(counts[side], most or counts[side]) for side in ("train", "validate")}
-    return {**counts, "labelled": sum(side_of(id) == "train" for id in made)}
+def fit(
+    recipe: Recipe,
+    vram_gb: float | None = None,
+    ram_gb: float | None = None,
+    *,
+    stages: tuple[str, ...] | None = None,
+    disk_gb: float | None = None,
+) -> Fit:
+    """Predict what every stage of a recipe holds, and compare it with a machine.
 
+    Args:
+        vram_gb, ram_gb, disk_gb: GiB of the machine; None asks this one (vram_gb 0: no graphics card; its disk is not
+            asked where another machine is named).
+        stages: only these.
 
-def _scale(recipe: Recipe) -> float | None:
-    """How much slower than the embedded model, by parameters; None when no config.json is at hand."""
-    if recipe.model.id == "embedded":
-        return 1.0
-    config = Path(recipe.model.id) / "config.json"
-    if not config.is_file():
-        return None
-    c = json.loads(config.read_text())
-    try:
-        hidden, layers = c["hidden_size"], c["num_hidden_layers"]
-        width = c.get("moe_intermediate_size", c["intermediate_size"]) * (c.get("num_experts_per_tok") or 1)
-        millions = (layers * (2.5 * hidden * hidden + 3 * hidden * width) + c["vocab_size"] * hidden) / 1e6
-    except KeyError:
-        return None
-    return max(0.05, millions / EMBEDDED_MILLIONS)
-
-
-# hidden, layers, MLP width, attention heads, key heads, head size, vocabulary, whether input and output embeddings are one;
-# from the models' published configurations
-DIMENSIONS = {
-    "Qwen/Qwen2.5-7B-Instruct": (3584, 28, 18944, 28, 4, 128, 152064, False),
-    "Qwen/Qwen2.5-3B-Instruct": (2048, 36, 11008, 16, 2, 128, 151936, True),
-    "Qwen/Qwen2.5-1.5B-Instruct": (1536, 28, 8960, 12, 2, 128, 151936, True),
-}
-NF4_BYTES = 0.516  # a parameter in NF4 with double quantisation
-GIB = 2**30
-
-
-def grpo_memory(recipe: Recipe) -> dict[str, float] | None:
-    """GiB of GPU memory that GRPO takes by part, and their peak; None where the model's dimensions are not known.
-
-    Writing, updating and the tripwire's looks do not overlap, so the largest of them counts. Through vLLM, which takes 30 % of the
-    card for itself (TRL's default), add that. By arithmetic, not measured: weights (NF4 or 16
-    bit), the reward model's own copy, the judge's GGUF when it runs on the card, LoRA with its copy and Adam's states, the
-    cache of all answers written side by side, checkpointed activations with one layer recomputed, and float32 logits of a
-    mini-batch's answers with their gradient.
+    Raises:
+        UserError: the model's configuration is nowhere, or a LoRA target names nothing of it.
     """
-    dims = DIMENSIONS.get(recipe.model.id) or _dimensions(recipe.model.id)
-    if dims is None:
-        return None
-    hidden, layers, width, heads, kv, head, vocab, tied = dims
-    g, each = recipe.grpo, NF4_BYTES if recipe.model.four_bit else 2.0
-    block = layers * (hidden * heads * head * 2 + hidden * kv * head * 2 + 3 * hidden * width)
-    table = vocab * hidden * 2
-    lora = layers * recipe.sft.lora.r * (2 * hidden * 2 + 2 * heads * head + 2 * kv * head + 3 * (hidden + width))
-    tokens = g.mini_batch * (g.prompt_tokens + g.max_tokens)
-    kept = tokens * hidden * layers * 2 if g.gradient_checkpointing else tokens * layers * (16 * hidden + 6 * width)
-    one = tokens * (12 * hidden + 6 * width) * 2
-    logits = g.mini_batch * g.max_tokens * vocab * 4 * 2
-    looked = (
-        4 * g.max_tokens * vocab * (2 + 4 + 4) * bool(recipe.tripwire.every)
-    )  # 4 rows at once (preference.tripwire.READ)
-    part = {
-        "weights": block * each + table * (1 if tied else 2),
-        "reward model": (block * each + table) * ("model" in g.rewards),
-        "judge": (block + vocab * hidden * (1 if tied else 2)) * 1.07 * ("judge" in g.rewards),
-        "adapter": lora * (4 + 4 + 8 + 4),
-        "writing": g.batch * g.samples * (g.prompt_tokens + g.max_tokens) * layers * 2 * kv * head * 2,
-        "update": kept + one + logits,
-        "tripwire": looked,
-        "context": 0.8 * GIB,
-    }
-    gib = {name: round(size / GIB, 2) for name, size in part.items()}
-    least = ("writing", "update", "tripwire")
-    return {**gib, "peak": round(sum(v for n, v in gib.items() if n not in least) + max(gib[n] for n in least), 1)}
+    here = vram_gb is None and ram_gb is None
+    vram = _card() if vram_gb is None else vram_gb
+    ram = _ram() if ram_gb is None else ram_gb
+    disk = shutil.disk_usage(Path.cwd()).free / 2**30 if here and disk_gb is None else disk_gb
+    names = [s.name for s in plan(recipe) if stages is None or s.name in stages]
+    run = Run(recipe, vram)
+    found = Fit(
+        recipe.name,
+        recipe.model.id,
+        run.sizes.total,
+        run.sizes.active,
+        tuple(_stage(name, run.use(name)) for name in names),
+        vram,
+        ram,
+        disk,
+    )
+    if found.fits or found.short() == ["disk"]:
+        return found
+    return dataclasses.replace(found, what_helps=tuple(_what_helps(recipe, found, run)))
 
 
-def _dimensions(id: str) -> tuple | None:
-    config = Path(id) / "config.json"
-    if not config.is_file():
-        return None
-    c = json.loads(config.read_text())
-    try:
-        heads, hidden = c["num_attention_heads"], c["hidden_size"]
-        head = c.get("head_dim") or hidden // heads
-        sizes = (hidden, c["num_hidden_layers"], c["intermediate_size"], heads, c.get("num_key_value_heads", heads))
-        return (*sizes, head, c["vocab_size"], bool(c.get("tie_word_embeddings")))
-    except KeyError:
-        return None
+def _stage(name: str, use: Use) -> Stage:
+    round_all = lambda parts: {k: round(v, 3) for k, v in parts.items() if v >= 0.0005}  # noqa: E731
+    return Stage(name, *(round_all(getattr(use, part)) for part in ("vram", "ram", "kept", "scratch")))
+
+
+def _what_helps(recipe: Recipe, found: Fit, run: Run) -> Iterator[Help]:
+    """Each single change with what it makes of the stages that do not fit; those that make the run fit come first."""
+    tried = []
+    for change, sets, changed in changes(recipe):
+        if not sets:
+            continue
+        again = Run(changed, found.has_vram, run)
+        stages = []
+        for stage in found.stages:
+            tight = any(stage.peak(w) > getattr(found, f"has_{w}") * (1 - MARGIN) for w in WHERE)
+            stages.append(_stage(stage.name, again.use(stage.name)) if tight else stage)
+        then = dataclasses.replace(found, stages=tuple(stages), has_disk=None)
+        gained = sum(found.peak(w) - then.peak(w) for w in found.short() if w in WHERE)
+        if gained > 0.01:
+            tried.append(Help(change, sets, round(then.peak("vram"), 2), round(then.peak("ram"), 2), then.fits))
+    yield from sorted(tried, key=lambda h: (not h.fits, h.vram + h.ram))
+
+
+def changes(recipe: Recipe) -> Iterator[tuple[str, tuple[str, ...], Recipe]]:
+    """(what, for --set, the recipe with it) for each single change worth a try."""
+    trains = [name for name in _trained(recipe)]
+
+    def to(what: str, sections: list[str], **values):
+        """The same new values in several sections, where they are new."""
+        new, sets = recipe, []
+        for name in sections:
+            section = getattr(new, name)
+            fresh = {k: v for k, v in values.items() if getattr(section, k, v) != v}
+            if fresh:
+                new = dataclasses.replace(new, **{name: dataclasses.replace(section, **fresh)})
+                sets += [f"{name}.{k}={json.dumps(v)}" for k, v in fresh.items()]
+        return (what, tuple(sets), new)
+
+    yield to("weights in 4 bits", ["model"], four_bit=True)
+    yield to("gradient checkpointing", trains, gradient_checkpointing=True)
+    lora, sets = recipe, []
+    for name in trains:
+        section = getattr(recipe, name)
+        if hasattr(section, "lora") and set(section.lora.targets) != set(ATTENTION):
+            own = dataclasses.replace(section.lora, targets=ATTENTION)
+            lora = dataclasses.replace(lora, **{name: dataclasses.replace(section, lora=own)})
+            sets.append(f"{name}.lora.targets=[{', '.join(ATTENTION)}]")
+    yield "LoRA on attention only", tuple(sets), lora
+    yield to("one pair or group at a time", [n for n in trains if n != "grpo"], batch=1)
+    if "grpo" in trains:
+        yield to("one answer a forward pass", ["grpo"], mini_batch=1)
+        yield to("half as many requests a round", ["grpo"], batch=max(1, recipe.grpo.batch // 2))
+    yield to("the judge on the CPU", ["evaluate"], judge_on="cpu")
+    yield to("no tripwire", ["tripwire"], every=0)
+    for share in (0.75, 0.5, 0.25):
+        shorter = {n: int(getattr(recipe, n).max_tokens * share) for n in trains}
+        new, sets = recipe, []
+        for name, tokens in shorter.items():
+            new = dataclasses.replace(
+                new, **{name: dataclasses.replace(getattr(new, name), max_tokens=max(32, tokens))}
+            )
+            sets.append(f"{name}.max_tokens={max(32, tokens)}")
+        yield f"texts of at most {share:.0%} of the tokens", tuple(sets), new
+
+
+def _trained(recipe: Recipe) -> list[str]:
+    names = {s.name for s in plan(recipe)}
+    return [n for n in ("sft", "reward", "pairwise", "dpo", "grpo") if n in names]
+
+
+# ---- in words
+
+
+def table(found: Fit) -> str:
+    """The verdict for people: a line a stage, the tightest one by part, and what helps."""
+    active = f", {found.active / 1e9:.1f}B active" if found.active != found.parameters else ""
+    lines = [f"{found.recipe}: {found.model}, {found.parameters / 1e9:.2f}B parameters{active}", ""]
+    lines.append(f"  {'stage':<11} {'VRAM':>6} {'RAM':>6} {'disk':>6}   GiB at the peak")
+    for s in found.stages:
+        disk = s.peak("kept") + s.peak("scratch")
+        cells = [f"{v:6.1f}" if v >= 0.05 else f"{'·':>6}" for v in (s.peak("vram"), s.peak("ram"), disk)]
+        lines.append(f"  {s.name:<11} {' '.join(cells)}")
+    lines.append("")
+    where = "vram" if found.has_vram else "ram"
+    worst = max(found.stages, key=lambda s: s.peak(where), default=None)
+    if worst and worst.peak(where):
+        parts = ", ".join(f"{k} {v:.2f}" for k, v in getattr(worst, where).items() if v >= 0.005)
+        lines.append(f"  most {where.upper()} in {worst.name}: {parts}")
+    has = {"vram": found.has_vram, "ram": found.has_ram, "disk": found.has_disk}
+    needs = {"vram": found.peak("vram"), "ram": found.peak("ram"), "disk": found.disk}
+    said = [f"{w.upper() if w != 'disk' else w} {needs[w]:.1f} of {has[w]:.1f} GiB" for w in has if has[w]]
+    lines.append(f"  {'fits' if found.fits else 'DOES NOT FIT'}: {', '.join(said)}")
+    if found.what_helps:
+        lines += ["", *_helps(found)]
+    return "\n".join(lines)
+
+
+def _helps(found: Fit) -> list[str]:
+    enough = [h for h in found.what_helps if h.fits]
+    head = "any one of these makes it fit:" if enough else "no single change makes it fit; the largest gains:"
+    where = "vram" if "vram" in found.short() else "ram"
+    shown = enough or found.what_helps[:3]
+    return [f"  {head}"] + [
+        f"    {h.change}: {where.upper()} {getattr(h, where):.1f} GiB   --set {' --set '.join(repr(s) for s in h.set)}"
+        for h in shown
+    ]
+
+
+def check(recipe: Recipe, stages: tuple[str, ...] | None = None) -> Fit:
+    """What `run` asks before anything is fetched or made.
+
+    Raises DoesNotFit, with the verdict, where it does not; UserError where the recipe cannot run here at all.
+    """
+    from toolkit.models.load import pick_dtype
+
+    pick_dtype(recipe.model.dtype)
+    found = fit(recipe, stages=stages)
+    if not found.fits:
+        raise DoesNotFit(f"{recipe.name} does not fit this machine\n{table(found)}", "--no-fit runs it all the same")
+    return found
+
+
+def as_dict(found: Fit) -> dict:
+    """For --json: every field, with the peaks and the verdict."""
+    peaks = {"vram": round(found.peak("vram"), 2), "ram": round(found.peak("ram"), 2), "disk": round(found.disk, 2)}
+    return {**dataclasses.asdict(found), "needs": peaks, "fits": found.fits, "short": found.short()}
+
+
+def _card() -> float:
+    """GiB of the first graphics card, all of it; 0 where torch sees none."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else 0.0
+
+
+def _ram() -> float:
+    import psutil
+
+    return psutil.virtual_memory().available / 2**30

@@ -21,7 +21,6 @@ from pathlib import Path
 from toolkit import greeting_stages as G
 from toolkit import stages as S
 from toolkit.errors import UserError
-from toolkit.fit import estimate, grpo_memory
 from toolkit.hardware import (
     PACKAGES,
     PeakMemory,
@@ -31,6 +30,7 @@ from toolkit.hardware import (
     require_disk,
     require_writable,
 )
+from toolkit.pace import estimate
 from toolkit.progress import say
 from toolkit.recipe import SHIPPED, WEIGHTED, Recipe, load_recipe
 
@@ -273,10 +273,6 @@ def show_plan(recipe: Recipe, out: Path, until: str = "") -> str:
     ending = " and what is marked ?: its model's size is not known before it is fetched" if unknown else ""
     head = f"{recipe.name}: {recipe.about}\n" if recipe.about else f"{recipe.name}\n"
     needs = f"needs {recipe.memory}\n" if recipe.memory else ""
-    gpu = grpo_memory(recipe) if recipe.align == "grpo" and recipe.model.four_bit else None
-    if gpu:
-        parts = ", ".join(f"{name} {gib:g}" for name, gib in gpu.items() if name != "peak" and gib)
-        needs += f"GPU memory of grpo, by arithmetic: {gpu['peak']:g} GiB ({parts}; writing, update and tripwire in turn; vLLM, where it is used, takes 30 % of the card besides)\n"
     return (
         f"{head}{needs}in {out}:\n"
         + "\n".join(lines)

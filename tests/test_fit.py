@@ -1,0 +1,131 @@
+"""What a run will need is told before it runs: every stage of every recipe, counted from the architecture."""
+
+import dataclasses
+import json
+
+import pytest
+
+from toolkit.cli import main
+from toolkit.errors import UserError
+from toolkit.fit import ATTENTION, changes, fit
+from toolkit.models.dry import Job, _run, dry_step
+from toolkit.models.resolve import Model
+from toolkit.models.sizes import NF4_BYTES, config_of, count, published
+from toolkit.recipe import LoraSettings, load_recipe, recipes_folder
+from toolkit.runner import plan
+
+RECIPES = sorted(p.stem for p in recipes_folder().glob("*.yaml"))
+GPU = [n for n in RECIPES if load_recipe(n).model.id != "embedded"]
+CARDS = {"t4": 15.0, "12gb": 12.0, "16gb": 16.0}
+
+
+def config(id):
+    return config_of(Model(id, id))
+
+
+@pytest.mark.parametrize(
+    ("id", "billions"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", 7.615616512),
+        ("Qwen/Qwen3-4B-Instruct-2507", 4.022468096),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", 30.532122624),
+        ("allenai/OLMoE-1B-7B-0125-Instruct", 6.919161856),
+    ],
+)
+def test_parameters_are_counted_as_their_makers_count_them(id, billions):
+    assert count(config(id)).total == round(billions * 1e9)
+
+
+def test_all_experts_of_a_mixture_count_not_the_active_ones():
+    sizes = count(config("Qwen/Qwen3-30B-A3B-Instruct-2507"))
+    assert sizes.experts == 48 * 128 * 3 * 2048 * 768
+    assert sizes.active == pytest.approx(3.35e9, rel=0.01)
+    by_hand = (sizes.experts + 48 * (2048 * 4096 * 2 + 2 * 2048 * 512)) * NF4_BYTES
+    assert sizes.weights(True, 2.0) == pytest.approx(by_hand + 2 * (2 * 151936 * 2048) + 2 * sizes.rest, rel=1e-6)
+
+
+def test_every_model_that_a_recipe_names_has_its_configuration_here():
+    assert {load_recipe(n).model.id for n in RECIPES} <= set(published())
+
+
+def test_a_step_of_few_layers_stands_for_all():
+    job = Job(4, 64, lora=LoraSettings(targets=ATTENTION), reference=True, checkpointing=True, four_bit=True)
+    small = config("Qwen/Qwen3-30B-A3B-Instruct-2507")
+    small.num_hidden_layers, small.num_experts = 16, 8
+    whole, guessed = _run(small, job, 16), dry_step(small, job)
+    assert guessed.total == pytest.approx(whole.total, rel=1e-6)
+    assert guessed.trainable == whole.trainable
+
+
+def test_the_unpacked_experts_of_one_layer_are_in_a_step_in_four_bits():
+    step = dry_step(config("Qwen/Qwen3-30B-A3B-Instruct-2507"), Job(2, 128, lora=LoraSettings(targets=("q_proj",)), checkpointing=True, four_bit=True))  # fmt: skip
+    assert step.unpacked >= 128 * 3 * 2048 * 768 * 2
+
+
+def test_checkpointing_shorter_texts_and_fewer_rows_each_need_less():
+    base = Job(4, 512, lora=LoraSettings(), dtype="float32", gpu=False)
+    taken = lambda **more: dry_step(config("embedded"), dataclasses.replace(base, **more)).total  # noqa: E731
+    assert taken(checkpointing=True) < 0.5 * taken()
+    assert taken(tokens=256) == pytest.approx(taken() / 2, rel=0.02)
+    assert taken(rows=2) == pytest.approx(taken() / 2, rel=0.02)
+
+
+def test_a_target_that_names_nothing_is_refused_on_the_meta_device():
+    with pytest.raises(UserError, match="'w_proj' matches no module"):
+        dry_step(config("embedded"), Job(1, 8, lora=LoraSettings(targets=("w_proj",))))
+
+
+@pytest.mark.parametrize("name", GPU)
+def test_every_gpu_recipe_fits_the_card_it_names(name):
+    card = next((gib for key, gib in CARDS.items() if key in name), 24.0)
+    found = fit(load_recipe(name), card, 64)
+    assert found.fits
+    assert [s.name for s in found.stages] == [s.name for s in plan(load_recipe(name))]
+    assert found.peak("vram") > 2
+
+
+def test_without_a_card_training_needs_ram_and_no_graphics_memory():
+    found = fit(load_recipe("quickstart"), 0, 16)
+    assert found.peak("vram") == 0
+    stages = {s.name: s.peak("ram") for s in found.stages}
+    assert stages["dpo"] > stages["candidates"] > stages["premises"] > 0
+
+
+def test_what_helps_is_tried_and_each_that_is_said_to_fit_does():
+    recipe = load_recipe("diverse-ddpo", ["dpo.gradient_checkpointing=false", "dpo.max_tokens=2048"])
+    found = fit(recipe, 16, 64)
+    assert found.short() == ["vram"]
+    enough = [h for h in found.what_helps if h.fits]
+    assert "gradient checkpointing" in [h.change for h in enough]
+    for h in enough:
+        again = fit(load_recipe("diverse-ddpo", ["dpo.gradient_checkpointing=false", "dpo.max_tokens=2048", *h.set]), 16, 64)  # fmt: skip
+        assert again.fits
+        assert again.peak("vram") == pytest.approx(h.vram, abs=0.01)
+
+
+def test_a_change_that_changes_nothing_is_not_offered():
+    recipe = load_recipe("quickstart")
+    for change, sets, changed in changes(recipe):
+        assert bool(sets) == (changed != recipe), change
+
+
+def test_the_command_says_no_with_exit_code_3_and_yes_with_0(capsys):
+    assert main(["fit", "greetings-rm", "--vram", "8", "--ram", "64"]) == 3
+    assert "DOES NOT FIT" in capsys.readouterr().out
+    assert main(["fit", "greetings-rm", "--vram", "24", "--ram", "64", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["fits"]
+    assert row["needs"]["vram"] == pytest.approx(max(sum(s["vram"].values()) for s in row["stages"]), abs=0.01)
+
+
+def test_a_run_that_does_not_fit_stops_before_anything_is_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("toolkit.fit._ram", lambda: 1.0)
+    assert main(["run", "quickstart", "--out", str(tmp_path / "run")]) == 3
+    assert "does not fit this machine" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_told_so_does_not_ask(tmp_path, monkeypatch):
+    monkeypatch.setattr("toolkit.fit._ram", lambda: 1.0)
+    monkeypatch.setattr("toolkit.runner.run_recipe", lambda recipe, out, until: tmp_path)
+    assert main(["run", "quickstart", "--no-fit", "--out", str(tmp_path / "run")]) == 0

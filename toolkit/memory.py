@@ -1,0 +1,371 @@
+"""What each stage of a run holds: graphics memory, RAM and disk, part by part, before anything is loaded.
+
+Weights are counted (models.sizes), training steps are run on the meta device (models.dry); what is left are a few constants, measured
+where that was possible: RAM on two CPU cores (benchmarks/fit_against_measured.py, docs/results.md). No graphics card was at
+hand: CUDA_CONTEXT and HOST are not measured.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from toolkit.engines.load import layers_on
+from toolkit.models.catalogue import catalogue
+from toolkit.models.dry import Job, dry_step
+from toolkit.models.load import pick_dtype
+from toolkit.models.resolve import MADE, exported_gguf, resolve
+from toolkit.models.sizes import config_of, count
+from toolkit.recipe import LoraSettings, Recipe
+
+GIB = 2**30
+CUDA_CONTEXT = 0.7  # GiB on the card before any tensor: the driver's context and cuBLAS' workspace (not measured)
+HOST = 2.0  # GiB of RAM for CUDA's libraries beside torch (not measured)
+SHARD = 4.6  # GiB: the hub's usual largest file of safetensors
+PLAIN, TRAINS, READS = 0.1, 1.0, 0.4  # GiB of RAM of a process that only runs our code, trains, runs llama.cpp
+PROMPT = 120  # tokens of a question and the chat template around it, ours at their longest
+KINDS = 6  # of damage (narrative.damage.HARM)
+CONTEXT = {"writer": 4096, "agent": 8192, "judge": 8192}  # tokens of llama.cpp's cache
+BITS = {"F16": 16.0, "Q8_0": 8.5, "Q6_K": 6.57, "Q5_K_M": 5.7, "Q4_K_M": 4.9}  # a weight, as llama.cpp mixes them
+LOOK_ROWS, READ_ROWS = 16, 4  # answers that a tripwire writes and reads at once
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a stage holds at its peak: part → GiB. `kept` stays on disk, `scratch` goes when the stage is done."""
+
+    vram: dict[str, float] = field(default_factory=dict)
+    ram: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, float] = field(default_factory=dict)
+    scratch: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A GGUF in llama.cpp: bytes of the file, and of the cache of one token."""
+
+    name: str
+    file: float
+    token: float
+
+    def bytes(self, context: int) -> float:
+        return self.file + self.token * context + 0.3 * GIB  # buffers of 512 tokens
+
+
+class Run:
+    """A recipe on a machine: `use(stage)` says what it holds there.
+
+    Args:
+        vram: GiB of the graphics card, 0 where there is none.
+        like: another run of the same model: what is known of it need not be found again.
+    """
+
+    def __init__(self, recipe: Recipe, vram: float, like: "Run | None" = None):
+        self.recipe, self.vram = recipe, vram
+        self.model = resolve(recipe.model.id, recipe.model.gguf or None)
+        self.config = like.config if like else config_of(self.model)
+        self.sizes = like.sizes if like else count(self.config)
+        self.steps = like.steps if like else {}
+        self.gpu = vram > 0
+        name = str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
+        self.dtype = name if recipe.model.dtype != "auto" or not self.gpu else "bfloat16"
+        self.each = 4.0 if self.dtype == "float32" else 2.0
+
+    def use(self, stage: str) -> Use:
+        """What `stage` holds. Stages that only move texts hold next to nothing."""
+        return getattr(self, f"_{stage}", lambda: Use(ram={"python": PLAIN}))()
+
+    # ---- training
+
+    def step(self, rows: int, tokens: int, lora: LoraSettings | None, **more) -> "Trained":
+        """What training (lora None: reading) takes with that many sequences of that many tokens at once."""
+        model = self.recipe.model
+        job = Job(rows, tokens, lora=lora, four_bit=model.four_bit, dtype=self.dtype, gpu=self.gpu, **more)
+        if job not in self.steps:
+            self.steps[job] = dry_step(self.config, job)
+        step = self.steps[job]
+        share = self.sizes.linear + self.sizes.experts
+        size, head = self.sizes, job.head
+        beside = size.table + size.rest
+        if head != "logprobs":  # no output matrix is loaded, where it is one of its own
+            beside -= 0 if self.tied else size.table // 2
+        shrunk = dataclasses.replace(
+            size,
+            total=round(share * job.depth) + beside,
+            linear=round(size.linear * job.depth),
+            experts=round(size.experts * job.depth),
+            table=beside,
+            rest=0,
+        )
+        weights = shrunk.weights(model.four_bit, self.each, 4.0 if lora or head != "logprobs" else None)
+        return Trained(
+            weights, step.trainable * 4.0, step.trainable * 8.0, step.activations, step.logits, step.unpacked
+        )
+
+    @property
+    def tied(self) -> bool:
+        return bool(self.config.get_text_config().tie_word_embeddings)
+
+    def train(
+        self, found: "Trained", beside: dict[str, float] | None = None, turns: dict[str, float] | None = None
+    ) -> Use:
+        """Use of a training stage.
+
+        Args:
+            beside: part → bytes that stay in memory all along.
+            turns: part → bytes that a moment of its own takes (writing, a look of the tripwire); the largest of them and
+                of the step counts.
+        """
+        step = {"activations": found.activations, "logits": found.logits, "unpacked experts": found.unpacked}
+        turns = {k: v for k, v in (turns or {}).items() if v}
+        longest = max(turns, key=turns.get, default="")
+        if turns and turns[longest] > sum(step.values()):
+            step = {longest: turns[longest]}
+        parts = {
+            "weights": found.weights,
+            "adapter": found.adapter,
+            "optimiser": found.optimiser,
+            **(beside or {}),
+            **step,
+        }
+        parts = {name: size / GIB for name, size in parts.items() if size > 1e5}
+        adapter = {"adapter": found.adapter / GIB}
+        scratch = {"checkpoints": 3 * (found.adapter + found.optimiser) / GIB}
+        if not self.gpu:
+            return Use(ram={"python and torch": TRAINS, **parts}, kept=adapter, scratch=scratch)
+        ram = {"python and torch": TRAINS + HOST, "a file of weights": min(SHARD, self.sizes.total * 2 / GIB)}
+        return Use({"CUDA": CUDA_CONTEXT, **parts}, ram, adapter, scratch)
+
+    def cache(self, rows: int, tokens: int) -> float:
+        """Bytes of keys and values of answers that transformers writes side by side."""
+        return rows * tokens * self.sizes.cache * self.each
+
+    def look(self, most: int) -> float:
+        """Bytes of a tripwire's look: answers written, then read with all their logits."""
+        t = self.recipe.tripwire
+        if not t.every:
+            return 0.0
+        rows = min(LOOK_ROWS, t.prompts * t.samples)
+        written = self.cache(rows, PROMPT + most) + 4 * rows * self.sizes.vocabulary * 4.0
+        read = min(READ_ROWS, rows) * most * self.sizes.vocabulary * (self.each + 4.0 + 4.0)
+        return max(written, read)
+
+    def pair_tokens(self) -> int:
+        """The longest text of a pair that dpo sees; longer ones are left out."""
+        r = self.recipe
+        if r.pairs.file:
+            from toolkit.records import read_pairs
+
+            rows = read_pairs(Path(r.pairs.file), r.premises.skip_bad_lines).rows
+            texts = [f"{p.prompt}\n{answer}" for p in rows for answer in (p.chosen, p.rejected)]
+            return min(r.dpo.max_tokens, self.longest(texts, r.dpo.max_tokens))
+        most = r.candidates.max_tokens if r.task == "plot" else r.grpo.max_tokens
+        return min(r.dpo.max_tokens, PROMPT + most)
+
+    def longest(self, texts: list[str], limit: int) -> int:
+        """Tokens of the longest text that is not above `limit`, counted where the tokenizer is at hand, else guessed."""
+        tokenizer = self.tokenizer()
+        if tokenizer is None:
+            found = [math.ceil(sum(1.0 if ord(c) > 0x2E80 else 0.3 for c in text)) for text in texts]
+        else:
+            found = [len(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        found = [n + 20 for n in found]  # the chat template's own
+        return max((n for n in found if n <= limit), default=limit)
+
+    def tokenizer(self):
+        """The model's tokenizer where it is on this machine; None elsewhere: nothing is fetched for a count."""
+        folder = self.model.weights
+        if not isinstance(folder, Path) or not (folder / "tokenizer.json").is_file():
+            return None
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder)
+
+    def _reward(self) -> Use:
+        r, g = self.recipe, self.recipe.reward
+        group = max(1 + KINDS * len(g.strengths), r.candidates.per_premise + 1)
+        tokens = min(g.max_tokens, max(256, r.candidates.max_tokens))
+        found = self.step(
+            g.batch * group, tokens, g.lora, head="mean", depth=g.depth, checkpointing=g.gradient_checkpointing
+        )
+        return self.train(found)
+
+    def _dpo(self) -> Use:
+        g, greeting = self.recipe.dpo, self.recipe.task == "greeting"
+        tokens = self.pair_tokens()
+        lora = self.recipe.sft.lora if greeting else g.lora
+        found = self.step(
+            2 * g.batch,
+            tokens,
+            lora,
+            answer=tokens - PROMPT // 2,
+            reference=g.loss in ("dpo", "ddpo"),
+            checkpointing=g.gradient_checkpointing,
+        )
+        beside = {"reference adapter": found.adapter} if greeting else {}
+        if self.recipe.tripwire.every and not self.recipe.pairs.file:
+            beside["reward model"] = self._read_reward(greeting)
+        most = self.recipe.grpo.max_tokens if greeting else self.recipe.candidates.max_tokens
+        return self.train(found, beside, {"tripwire's look": self.look(most)})
+
+    def _read_reward(self, pairwise: bool) -> float:
+        """Bytes of the weights of a trained reward model in use."""
+        g = self.recipe.reward
+        more = {"head": "score"} if pairwise else {"head": "mean", "depth": g.depth}
+        return self.step(1, 64, None, **more).weights
+
+    def _sft(self) -> Use:
+        g = self.recipe.sft
+        tokens = min(g.max_tokens, PROMPT + 200)
+        found = self.step(g.batch, tokens, g.lora, answer=tokens - PROMPT // 2, checkpointing=g.gradient_checkpointing)
+        return self.train(found)
+
+    def _pairwise(self) -> Use:
+        g = self.recipe.pairwise
+        tokens = min(g.max_tokens, PROMPT + 200)
+        found = self.step(2 * g.batch, tokens, g.lora, head="score", checkpointing=g.gradient_checkpointing)
+        return self.train(found)
+
+    def _grpo(self) -> Use:
+        r, g = self.recipe, self.recipe.grpo
+        tokens, answers = min(g.prompt_tokens, PROMPT) + g.max_tokens, g.batch * g.samples
+        found = self.step(
+            min(g.mini_batch, answers), tokens, r.sft.lora, answer=g.max_tokens, checkpointing=g.gradient_checkpointing
+        )
+        prefill = self.step(answers, min(g.prompt_tokens, PROMPT), None, head="mean")
+        writing = self.cache(answers, tokens) + max(
+            prefill.activations + prefill.unpacked, 4.0 * answers * self.sizes.vocabulary * 4
+        )
+        beside = {"reference adapter": found.adapter}
+        if "model" in g.rewards:
+            beside["reward model"] = self._read_reward(True)
+        use = self.train(found, beside, {"writing": writing, "tripwire's look": self.look(g.max_tokens)})
+        if "judge" in g.rewards:
+            use = self._with_engine(use, self.engine(r.principles.agent), CONTEXT["agent"])
+        return use
+
+    # ---- llama.cpp
+
+    def engine(self, name: str) -> Engine | None:
+        """What stands behind an engine's name; None for a server, which holds nothing here."""
+        if name.startswith(("http://", "https://")):
+            return None
+        if name in ("base", "sft", "writer"):
+            m = self.recipe.model
+            size = Path(m.gguf).stat().st_size if m.gguf else self.gguf_bytes(m.quantisation)
+            return Engine("base", size, self.sizes.cache * 2)
+        if name == "aligned":
+            return Engine(name, self.gguf_bytes(self.recipe.export.quantisation), self.sizes.cache * 2)
+        for e in catalogue():
+            if e.name == name.lower():
+                return Engine(name, e.size_gb * 1e9, max(0.0, e.memory_gb - e.size_gb - 0.5) * 1e9 / 8192)
+        path = exported_gguf(Path(name)) or Path(name)
+        if path.suffix == ".gguf" and path.is_file():
+            return Engine(path.name, path.stat().st_size, _cache_of(path))
+        sizes = count(config_of(resolve(name)))  # a folder or hub id, through transformers in 16 bit
+        return Engine(name, sizes.total * 2, sizes.cache * 2)
+
+    def gguf_bytes(self, quantisation: str) -> float:
+        return self.sizes.total * BITS[quantisation] / 8
+
+    def _with_engine(self, use: Use, engine: Engine | None, context: int, on: str = "auto") -> Use:
+        """`use` with a GGUF open beside it: on the card where it has room, as `load_engine` decides, else in RAM."""
+        if engine is None:
+            return use
+        size, taken = engine.bytes(context) / GIB, sum(use.vram.values())
+        part = {engine.name: size}
+        if self.gpu and layers_on(on, int(engine.file), True, int((self.vram - taken - CUDA_CONTEXT) * GIB)):
+            return dataclasses.replace(
+                use, vram={**(use.vram or {"CUDA": CUDA_CONTEXT}), **part}, ram={**(use.ram or {"llama.cpp": READS})}
+            )
+        return dataclasses.replace(use, ram={**(use.ram or {"llama.cpp": READS}), **part})
+
+    def _reading(self, name: str, context: str, on: str = "auto") -> Use:
+        return self._with_engine(Use(), self.engine(name), CONTEXT[context], on)
+
+    def _candidates(self) -> Use:
+        return self._reading("base", "writer")
+
+    def _ratings(self) -> Use:
+        return self._reading(self.recipe.ratings.rater, "writer")
+
+    def _passport(self) -> Use:
+        return self._reading(self.recipe.evaluate.judge, "judge", self.recipe.evaluate.judge_on)
+
+    def _rejection(self) -> Use:
+        """The writer, and every agent that is another model: all of them stay open."""
+        r, use = self.recipe.rejection, Use()
+        names = {r.writer, *((getattr(r, role) or r.agents) for role in ("positive", "negative", "judge", "reflector"))}
+        for name in sorted(names):
+            use = self._with_engine(use, self.engine(name), CONTEXT["agent"])
+        return use
+
+    def _principles(self) -> Use:
+        return self._reading(self.recipe.principles.agent, "agent")
+
+    def _evaluate(self) -> Use:
+        """One writer after the other, then the judge (beside the last writer where it judges on the CPU), then the reward."""
+        e = self.recipe.evaluate
+        if self.recipe.task == "greeting":
+            return self._reading("base", "writer")
+        writer, judge = self._reading("aligned", "writer"), self._passport()
+        panel = [self._reading(name, "judge", e.judge_on) for name in e.jury]
+        if e.judge_on == "cpu" and self.gpu:
+            judge = self._with_engine(writer, self.engine(e.judge), CONTEXT["judge"], "cpu")
+        return max([writer, judge, *panel], key=lambda u: (sum(u.vram.values()), sum(u.ram.values())))
+
+    # ---- files
+
+    def _model(self) -> Use:
+        r, weights = self.recipe.model, self.sizes.total * 2 / GIB
+        kept = {} if isinstance(self.model.weights, Path) and self.recipe.model.id not in MADE else {"weights": weights}
+        if r.gguf:
+            return Use(ram={"python": PLAIN}, kept=kept)
+        largest = 2 * self.sizes.vocabulary * self.sizes.hidden * 4 / GIB
+        kept["GGUF"] = self.gguf_bytes(r.quantisation) / GIB
+        return Use(ram={"converter": TRAINS + largest}, kept=kept, scratch={"16-bit GGUF": weights})
+
+    def _export(self) -> Use:
+        """Merged a file of weights at a time, converted, quantised."""
+        weights = self.sizes.total * 2 / GIB
+        ram = {
+            "python and torch": TRAINS + (HOST if self.gpu else 0),
+            "two files of weights": 2 * min(SHARD, 2 * weights),
+        }
+        scratch = {"merged weights": weights, "16-bit GGUF": weights}
+        return Use(ram=ram, kept={"GGUF": self.gguf_bytes(self.recipe.export.quantisation) / GIB}, scratch=scratch)
+
+    def _pairs(self) -> Use:
+        """The trained reward model reads the candidates."""
+        r = self.recipe
+        if r.pairs.file or r.task == "greeting":
+            return Use(ram={"python": PLAIN})
+        found = self.step(16, r.candidates.max_tokens, None, head="mean", depth=r.reward.depth)
+        use = self.train(found)
+        return dataclasses.replace(use, kept={}, scratch={})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Bytes of a training step by part."""
+
+    weights: float
+    adapter: float
+    optimiser: float
+    activations: float
+    logits: float
+    unpacked: float
+
+
+def _cache_of(path: Path) -> float:
+    """Bytes of a token in llama.cpp's cache, from a GGUF's metadata."""
+    import gguf
+
+    fields = gguf.GGUFReader(path).fields
+    arch = str(fields["general.architecture"].contents())
+    get = lambda key, other=None: fields[f"{arch}.{key}"].contents() if f"{arch}.{key}" in fields else other  # noqa: E731
+    heads = get("attention.head_count")
+    size = get("attention.key_length") or get("embedding_length") // (heads if isinstance(heads, int) else max(heads))
+    kv = get("attention.head_count_kv", heads)
+    rows = sum(kv) if isinstance(kv, list) else kv * get("block_count")
+    return 2.0 * rows * size * 2

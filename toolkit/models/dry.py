@@ -1,0 +1,329 @@
+"""A training step on the meta device: the real layers, LoRA, checkpointing and backward pass run on tensors that have a size
+and no memory, and a ledger adds up what would be alive at once. So no architecture needs a formula of its own.
+
+Two things are stood in for, because they cannot run without numbers: attention (its kernel keeps queries, keys, values, output and
+one float per row) and bitsandbytes' 4-bit matrices (unpacked where they are used). The log-probabilities' tiles follow
+trl.kernels (TRL ≥ 1.16); older TRL makes all logits.
+"""
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from toolkit.models.load import lora_config
+from toolkit.models.sizes import on_meta
+from toolkit.recipe import LoraSettings
+
+TILE_TOKENS, TILE_WORDS = 4096, 32768  # of a tile of logits (trl.kernels.chunked_logprob, trl.trainer.utils)
+SAMPLE = (2, 3)  # layers that are run where all after the first are alike: each one more weighs the same
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a step does.
+
+    Args:
+        rows, tokens: sequences of a forward pass, and tokens of the longest.
+        answer: tokens of a sequence that are scored (a card scores only those; without Triton all are).
+        head: logprobs of a language model, score of a Bradley–Terry model, mean state of a rating model.
+        lora: None runs no backward pass: reading only.
+        reference: a second reading with the adapter off.
+        depth: share of the layers.
+        dtype: of the frozen weights, and of the computation in 4 bits.
+    """
+
+    rows: int
+    tokens: int
+    answer: int = 0
+    head: str = "logprobs"
+    lora: LoraSettings | None = None
+    reference: bool = False
+    checkpointing: bool = False
+    depth: float = 1.0
+    four_bit: bool = False
+    dtype: str = "bfloat16"
+    gpu: bool = True
+
+
+@dataclass(frozen=True)
+class Step:
+    """Bytes alive at the peak of a step besides weights, adapter and optimiser; `trainable` is a count of parameters."""
+
+    trainable: int
+    activations: float
+    logits: float
+    unpacked: float
+
+    @property
+    def total(self) -> float:
+        return self.activations + self.logits + self.unpacked
+
+
+class Ledger(TorchDispatchMode):
+    """Adds up the sizes of living tensors by kind, and remembers what they were when they were most."""
+
+    def __init__(self, standing):
+        super().__init__()
+        self.now, self.peak, self.kind, self.kinds, self.at_peak, self.known = 0, 0, "activations", {}, {}, {}
+        for tensor in standing:  # weights are counted elsewhere
+            storage = tensor.untyped_storage()
+            self.known[storage._cdata] = (0, self.kind, storage)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for found in (out,) if isinstance(out, torch.Tensor) else tree_leaves(out):
+            if isinstance(found, torch.Tensor):
+                self._enter(found.untyped_storage())
+        return out
+
+    def _enter(self, storage) -> None:
+        key = storage._cdata
+        if key in self.known:
+            return
+        size, kind = storage.nbytes(), self.kind
+        self.known[key] = (size, kind, weakref.ref(storage, lambda _, key=key: self._leave(key)))
+        self.now += size
+        self.kinds[kind] = self.kinds.get(kind, 0) + size
+        if self.now > self.peak:
+            self.peak, self.at_peak = self.now, dict(self.kinds)
+
+    def _leave(self, key) -> None:
+        size, kind, _ = self.known.pop(key)
+        self.now -= size
+        self.kinds[kind] -= size
+
+
+def dry_step(config, job: Job) -> Step:
+    """Run `job` on the meta device. Raises UserError where the LoRA settings name nothing of this model."""
+    text = config.get_text_config()
+    layers = max(1, round(text.num_hidden_layers * job.depth))
+    mixed = len(set(getattr(text, "layer_types", None) or ())) > 1
+    if layers <= SAMPLE[1] or mixed or (job.lora and job.lora.last_layers):
+        return _run(config, job, layers)
+    low, high = (_run(config, job, n) for n in SAMPLE)
+    rest = (layers - SAMPLE[1]) / (SAMPLE[1] - SAMPLE[0])
+    return Step(*(b + (b - a) * rest for a, b in zip(_values(low), _values(high), strict=True)))
+
+
+def _values(step: Step) -> tuple[float, ...]:
+    return step.trainable, step.activations, step.logits, step.unpacked
+
+
+def _run(config, job: Job, layers: int) -> Step:
+    model = _model(config, job, layers)
+    ids = torch.zeros(job.rows, job.tokens, dtype=torch.long, device="meta")
+    ledger = Ledger([*model.parameters(), *model.buffers(), ids])
+    read = lambda: _read(model, ids, job, ledger)  # noqa: E731
+    with _Unpacking(ledger), ledger:
+        if job.lora is None:
+            with torch.no_grad():
+                read()
+        else:
+            out = read()
+            if job.reference:
+                with torch.no_grad(), model.disable_adapter():
+                    known = read()
+                out = out - known
+            out.sum().backward()
+    at = ledger.at_peak
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad) if job.lora else 0
+    return Step(trainable, at.get("activations", 0), at.get("logits", 0), at.get("unpacked", 0))
+
+
+def _model(config, job: Job, layers: int):
+    import copy
+
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    config._attn_implementation = ATTENTION
+    _register()
+    dtype = getattr(torch, job.dtype)
+    model = on_meta(config, dtype, backbone=job.head == "mean", scoring=job.head == "score")
+    model.requires_grad_(False)
+    if job.four_bit:
+        _as_four_bit(model, dtype)
+    if job.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if job.lora is None:
+        return model.eval()
+    from peft import get_peft_model
+
+    with torch.device("meta"):
+        model = get_peft_model(model, lora_config(model, job.lora, task=None))
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
+    return model.train()
+
+
+def _read(model, ids, job: Job, ledger: Ledger):
+    """One number a sequence, (B,)."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    backbone = causal if job.head == "mean" else causal.base_model
+    hidden = backbone(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+    if job.head == "mean":
+        return (hidden.float() * torch.ones_like(ids)[..., None].float()).sum((1, 2))
+    if job.head == "score":
+        return causal.score(hidden)[:, -1, 0].float()
+    hidden = hidden[:, -job.answer :] if job.gpu and job.answer else hidden[:, :-1]
+    weight = causal.get_output_embeddings().weight
+    each = _LogProbs.apply(hidden.reshape(-1, hidden.shape[-1]), weight, ledger, job.gpu)
+    return each.view(hidden.shape[:2]).sum(1)
+
+
+class _LogProbs(torch.autograd.Function):
+    """The sizes of trl.kernels.ChunkedLogProbFunction. Without Triton a tile is worked on in float32 copies."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, ledger, triton):
+        ctx.save_for_backward(hidden, weight)
+        ctx.ledger, ctx.triton = ledger, triton
+        with _Kind(ledger, "logits"):
+            _tile(hidden, weight, 0 if triton else 2)
+        return hidden.new_empty(len(hidden), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, grad):
+        hidden, weight = ctx.saved_tensors
+        with _Kind(ctx.ledger, "logits"):
+            out = hidden.new_empty(hidden.shape, dtype=torch.float32)
+            _tile(hidden, weight, 0 if ctx.triton else 5)
+        return out.to(hidden.dtype), None, None, None
+
+
+def _tile(hidden, weight, copies: int):
+    shape = min(len(hidden), TILE_TOKENS), min(len(weight), TILE_WORDS)
+    return [hidden.new_empty(shape), *(hidden.new_empty(shape, dtype=torch.float32) for _ in range(copies))]
+
+
+class _Kind:
+    """What the ledger books new tensors as, for the time being."""
+
+    def __init__(self, ledger: Ledger, kind: str):
+        self.ledger, self.kind = ledger, kind
+
+    def __enter__(self):
+        self.before, self.ledger.kind = self.ledger.kind, self.kind
+
+    def __exit__(self, *exc):
+        self.ledger.kind = self.before
+
+
+# ---- 4-bit matrices
+
+
+class _Unpacking:
+    """Tells the stand-ins which ledger is open."""
+
+    ledger: Ledger | None = None
+
+    def __init__(self, ledger: Ledger):
+        self.mine = ledger
+
+    def __enter__(self):
+        _Unpacking.ledger = self.mine
+
+    def __exit__(self, *exc):
+        _Unpacking.ledger = None
+
+
+class _FourBitMatmul(torch.autograd.Function):
+    """bitsandbytes' MatMul4Bit: the matrix is unpacked for the product, forward and backward, and kept by nobody."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.weight = weight
+        ctx.width = x.shape[-1]
+        with _Kind(_Unpacking.ledger, "unpacked"):
+            matrix = x.new_empty(weight.shape)
+        out = x.new_empty(*x.shape[:-1], matrix.shape[0])
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        with _Kind(_Unpacking.ledger, "unpacked"):
+            matrix = grad.new_empty(ctx.weight.shape)
+        return grad.new_empty(*grad.shape[:-1], matrix.shape[1]), None
+
+
+def _as_four_bit(model, dtype) -> None:
+    """Linear layers and experts as the 4-bit loader leaves them; peft's preparation makes all else float32."""
+    for module in model.modules():
+        if (
+            isinstance(module, torch.nn.Linear)
+            and module is not model.get_output_embeddings()
+            and module.weight.dim() == 2
+        ):
+            if module is getattr(model, "score", None):
+                continue
+            module.forward = _linear_forward(module, dtype)
+        stacked = [n for n, p in module.named_parameters(recurse=False) if p.dim() == 3]
+        if stacked and "xpert" in type(module).__name__:
+            _unpack_experts(module, stacked, dtype)
+    for p in model.parameters():
+        p.data = p.data.float()
+
+
+def _linear_forward(module, dtype):
+    def forward(x):
+        return _FourBitMatmul.apply(x.to(dtype), module.weight).to(x.dtype)
+
+    return forward
+
+
+def _unpack_experts(module, names: list[str], dtype) -> None:
+    """Each use of a stack of experts unpacks the whole stack, as bitsandbytes' parametrisation does."""
+    shapes = {name: module._parameters.pop(name).shape for name in names}
+
+    def unpacked(name):
+        def get(self):
+            with _Kind(_Unpacking.ledger, "unpacked"):
+                return torch.empty(shapes[name], dtype=dtype, device="meta")
+
+        return property(get)
+
+    kind = type(module)
+    module.__class__ = type(kind.__name__, (kind,), {name: unpacked(name) for name in names})
+
+
+# ---- attention
+
+ATTENTION = "sizes_only"
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, mask):
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, mask, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        return *(torch.empty_like(t) for t in ctx.saved_tensors[:3]), None
+
+
+def _attention(module, query, key, value, attention_mask, **_):
+    from transformers.integrations.sdpa_attention import repeat_kv
+
+    groups = getattr(module, "num_key_value_groups", 1)  # with a mask, torch's kernels want a key for every query head
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    return _Attend.apply(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
+
+
+def _mask(batch_size, q_length, kv_length, *_, **__):
+    return torch.empty((batch_size, 1, q_length, kv_length), dtype=torch.bool, device="meta")
+
+
+def _register() -> None:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _mask)

@@ -1,0 +1,152 @@
+"""What a run will do and about how long it takes, before anything is executed. (Whether it fits: fit.py.)
+
+Times are token counts over measured speeds of the embedded model on 2 cores (docs/results.md); a machine that is twice
+as fast needs half. For other models they are scaled by the number of active parameters where a config.json tells it.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.recipe import Recipe
+from toolkit.records import read_jsonl, side_of
+
+# tokens a second on 2 cores (AMD EPYC with AVX512-BF16, 2026-11-21); measured by whole quickstart runs
+READ, JUDGE, WRITE, FEATURES = 900.0, 430.0, 160.0, 1900.0
+LOOK = 45.0  # of a tripwire's look: written by transformers, read twice
+REWARD_STEP, DPO_STEP = {True: 435.0, False: 720.0}, {True: 120.0, False: 265.0}  # by gradient checkpointing
+MADE_PLOT, ASK, DRAFT_PROMPT = 165, 55, 90  # tokens: a well-made plot, one question to the rater, prompt of a draft
+CLAIM = 40  # tokens of a critic's claim or a quote
+KINDS = 6  # of damage (narrative.damage.HARM)
+EMBEDDED_MILLIONS = 135.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage handles, and seconds (None where the model's size is unknown)."""
+
+    size: str
+    seconds: float | None
+
+
+def estimate(recipe: Recipe) -> dict[str, Estimate]:
+    """Stage name → size and expected seconds, for every stage a recipe may have."""
+    table = _greeting_table(recipe) if recipe.task == "greeting" else _plot_table(recipe)
+    scale, fixed = _scale(recipe), {"premises", "requests", "unseen", "report"}
+    return {
+        name: Estimate(size, seconds if name in fixed else None if scale is None else seconds * scale)
+        for name, (size, seconds) in table.items()
+    }
+
+
+def _plot_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
+    r, made = recipe, 72 if recipe.premises.plots == "shipped" else 50
+    drafts = r.premises.train * r.candidates.per_premise
+    pairs = min(r.pairs.max_pairs or drafts, r.premises.train * r.pairs.per_premise)
+    length = r.candidates.max_tokens * 0.85
+    seen = made * (1 + KINDS * len(r.reward.strengths)) * MADE_PLOT
+    trained = 0.8 * seen + drafts * 1.25 * length
+    duels = r.premises.test * r.evaluate.per_premise
+    dpo_tokens = pairs * 2 * (length + DRAFT_PROMPT) * r.dpo.epochs
+    rating = (length + 10 * ASK) / READ + 10 * r.ratings.reason / WRITE
+    check = 2 * r.ratings.check * (MADE_PLOT + 10 * ASK) / READ
+    judging = 2 * (2 * length + 5 * ASK + 60) / JUDGE
+    panel = 2 * min(r.evaluate.panel, r.premises.test) * (1 + len(r.evaluate.jury))
+    steps = max(1, pairs * r.dpo.epochs / (r.dpo.batch * r.dpo.accumulate))
+    looks = 2 + steps // r.tripwire.every if r.tripwire.every else 0
+    watch = looks * r.tripwire.prompts * r.tripwire.samples * length / LOOK
+    hearing = 10 * 2 * CLAIM / WRITE + 30 * (ASK + 2 * CLAIM) / READ
+    return {
+        "model": ("weights and GGUF of the base", 30),
+        "premises": (f"{r.premises.train} to train, {r.premises.test} to test, {made} plots to learn from", 1),
+        "candidates": (f"{drafts} drafts of at most {r.candidates.max_tokens} tokens", drafts * length / WRITE),
+        "ratings": (
+            f"{drafts * 10} assessments, {2 * r.ratings.check} plots to check the rater",
+            drafts * rating + check,
+        ),
+        "reward": (
+            f"about {trained / 1000:.0f}k tokens an epoch",
+            15 + seen / FEATURES + r.reward.epochs * trained / REWARD_STEP[r.reward.gradient_checkpointing],
+        ),
+        "deviation": ("how far answers lie from each other", 15 + drafts * 0.03),
+        "pairs": (f"at most {pairs} pairs", 5 + drafts * length / FEATURES) if not r.pairs.file else (r.pairs.file, 1),
+        "dpo": (
+            f"{r.dpo.loss}, {r.dpo.epochs:g} epochs of at most {pairs} pairs",
+            10 + dpo_tokens / DPO_STEP[r.dpo.gradient_checkpointing] + watch,
+        ),
+        "export": (f"GGUF {r.export.quantisation} and adapter, with proof", 20),
+        "passport": ("of the judge: found, or made once", 2),
+        "evaluate": (
+            f"{2 * duels} plots, {duels * 10} comparisons, {panel} plots before a panel",
+            duels * (2 * length / WRITE + judging + 0.2) + 10 + panel * hearing,
+        ),
+        "report": ("report.html", 2),
+    }
+
+
+def _greeting_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
+    r, counts = recipe, _shipped_requests(recipe)
+    train, checked = counts["train"], counts["validate"]
+    answer = r.grpo.max_tokens * 0.7
+    most = r.rejection.requests
+    sampled = min(train, most or train)
+    asked = (sampled + min(checked, (most + 2) // 3 or checked)) * r.rejection.per_request
+    agents = asked * (3 * (answer + ASK + 4 * r.rejection.words) / READ + 4 * 0.7 * r.rejection.words / WRITE)
+    pairs, good = sampled * r.rejection.pairs + counts["labelled"], counts["labelled"]
+    rows = train * r.grpo.samples
+    steps = r.grpo.steps or math.ceil(r.grpo.epochs * train / r.grpo.batch) * r.grpo.updates
+    rounds = steps / r.grpo.updates
+    each = min(rows, r.grpo.batch * r.grpo.samples) * (
+        answer / WRITE + (answer + DRAFT_PROMPT) * 1.3 / DPO_STEP[r.grpo.gradient_checkpointing]
+    )
+    looks = 2 + steps // r.tripwire.every if r.tripwire.every else 0
+    watch = looks * r.tripwire.prompts * r.tripwire.samples * answer / LOOK
+    dpo = pairs * 2 * (answer + DRAFT_PROMPT) * r.dpo.epochs / DPO_STEP[r.dpo.gradient_checkpointing]
+    tests, n = min(r.requests.test, counts["test"]), r.evaluate.per_premise
+    return {
+        "model": ("weights and GGUF of the base", 30),
+        "requests": (f"{train} to train, {checked} to check, {tests} to test", 1),
+        "sft": (f"{good} good greetings, {r.sft.epochs:g} epochs", 15 + good * r.sft.epochs * (answer + DRAFT_PROMPT) / DPO_STEP[r.sft.gradient_checkpointing]),
+        "rejection": (f"{asked} answers, each before four agents", asked * answer / WRITE + agents),
+        "pairs": (f"at most {pairs} pairs", 2),
+        "pairwise": ("Bradley–Terry", 20 + pairs * 2 * (answer + DRAFT_PROMPT) * r.pairwise.epochs / DPO_STEP[r.pairwise.gradient_checkpointing]),
+        "unseen": ("a judge of labelled greetings", 20),
+        "principles": (f"at most {r.principles.rounds} rounds of {r.principles.per_round} requests", 20 + r.principles.rounds * (r.principles.per_round * 4 * r.principles.words / WRITE + 60)),
+        "grpo": (f"{steps} steps, {min(rows, r.grpo.batch * r.grpo.samples)} answers a round of writing", 15 + rounds * each + watch),
+        "dpo": (f"{r.dpo.loss}, {r.dpo.epochs:g} epochs of at most {pairs} pairs", 10 + dpo + watch),
+        "export": ("GGUF " + r.export.quantisation + " and adapter, with proof", 20),
+        "evaluate": (f"{tests} requests, {n * (2 + r.evaluate.best_of)} answers to each", 15 + tests * n * (2 + r.evaluate.best_of) * answer / WRITE),
+        "report": ("report.html", 2),
+    }  # fmt: skip
+
+
+def _shipped_requests(recipe: Recipe) -> dict[str, int]:
+    """How many requests a side, and labelled greetings to train on; an own file is guessed at 200."""
+    data = Path(__file__).parent / "data" / "greetings"
+    spoken = recipe.requests.languages
+    rows = [r for r in read_jsonl(data / "requests.jsonl") if r["language"] in spoken]
+    counts = {side: sum(side_of(r["id"]) == side for r in rows) for side in ("train", "validate", "test")}
+    if recipe.requests.file != "shipped":
+        counts = {"train": 120, "validate": 30, "test": 50}
+    made = {x["request_id"] for x in read_jsonl(data / "labelled.jsonl")} & {r["id"] for r in rows}
+    most = recipe.requests.train
+    counts |= {side: min(counts[side], most or counts[side]) for side in ("train", "validate")}
+    return {**counts, "labelled": sum(side_of(id) == "train" for id in made)}
+
+
+def _scale(recipe: Recipe) -> float | None:
+    """How much slower than the embedded model, by parameters; None when no config.json is at hand."""
+    if recipe.model.id == "embedded":
+        return 1.0
+    config = Path(recipe.model.id) / "config.json"
+    if not config.is_file():
+        return None
+    c = json.loads(config.read_text())
+    try:
+        hidden, layers = c["hidden_size"], c["num_hidden_layers"]
+        width = c.get("moe_intermediate_size", c["intermediate_size"]) * (c.get("num_experts_per_tok") or 1)
+        millions = (layers * (2.5 * hidden * hidden + 3 * hidden * width) + c["vocab_size"] * hidden) / 1e6
+    except KeyError:
+        return None
+    return max(0.05, millions / EMBEDDED_MILLIONS)

@@ -18,7 +18,17 @@ FLOORS = [
     ("memory",),
     ("fit",),
     ("api",),
-    ("cli", "cli_demo", "cli_diversity", "cli_greetings", "cli_judging", "cli_machine", "cli_terminal", "demo"),
+    (
+        "cli",
+        "cli_demo",
+        "cli_diversity",
+        "cli_greetings",
+        "cli_judging",
+        "cli_machine",
+        "cli_safety",
+        "cli_terminal",
+        "demo",
+    ),
     ("__init__", "__main__"),
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

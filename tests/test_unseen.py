@@ -5,8 +5,9 @@ import pytest
 
 from toolkit.errors import UserError
 from toolkit.evaluate import unseen
-from toolkit.evaluate.unseen import Unseen, _folds, _logistic, _turned
+from toolkit.evaluate.unseen import Unseen, _folds
 from toolkit.records import Labelled
+from toolkit.stats import logistic, span
 
 WORDS = ["lake", "rust", "violin", "oven", "kite", "moss", "ladder", "plum", "sail", "clay"]
 
@@ -98,7 +99,7 @@ def test_the_regression_is_where_its_gradient_is_nothing():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(30, 4)) + np.array([0.5, 0, 0, 0])
     weights = rng.random(30) / 30
-    w = _logistic(x, weights, 0.01)
+    w = logistic(x, weights, 0.01)
     gradient = 0.01 * w - (x * (weights / (1 + np.exp(x @ w)))[:, None]).sum(0)
     assert np.abs(gradient).max() < 1e-6
 
@@ -106,10 +107,10 @@ def test_the_regression_is_where_its_gradient_is_nothing():
 def test_turning_the_features_changes_no_score():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(12, 40))
-    turned, back = _turned(x)
+    turned, back = span(x)
     assert turned.shape == (12, 12)
     even = np.full(12, 1 / 12)
-    np.testing.assert_allclose(x @ (back @ _logistic(turned, even, 0.1)), x @ _logistic(x, even, 0.1), atol=1e-6)
+    np.testing.assert_allclose(x @ (back @ logistic(turned, even, 0.1)), x @ logistic(x, even, 0.1), atol=1e-6)
 
 
 def test_the_request_counts_and_not_the_answer_alone():

@@ -7,7 +7,7 @@ import random
 import sys
 from pathlib import Path
 
-from toolkit import cli_demo, cli_diversity, cli_greetings, cli_judging, cli_machine, cli_terminal
+from toolkit import cli_demo, cli_diversity, cli_greetings, cli_judging, cli_machine, cli_safety, cli_terminal
 from toolkit.cli_greetings import heading
 from toolkit.errors import FablesmithError, UserError
 
@@ -24,6 +24,7 @@ EXAMPLES = {
     **cli_machine.EXAMPLES,
     **cli_terminal.EXAMPLES,
     **cli_demo.EXAMPLES,
+    **cli_safety.EXAMPLES,
 }
 MODEL_HELP = "embedded, a .gguf file, a run folder, an http address, a folder or hub id (default: embedded)"
 
@@ -89,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
     cli_machine.add_verbs(verb)
     cli_terminal.add_verbs(verb)
     cli_demo.add_verbs(verb)
+    cli_safety.add_verbs(verb)
     return top
 
 
@@ -241,4 +243,5 @@ _VERBS = {
     **cli_machine.VERBS,
     **cli_terminal.VERBS,
     **cli_demo.VERBS,
+    **cli_safety.VERBS,
 }

@@ -282,6 +282,55 @@ def read_pairs(path: Path, skip_bad_lines: bool = False) -> Imported:
     return import_rows(path, make, skip_bad_lines)
 
 
+def request_of(kind: str, row: dict) -> str:
+    """What was asked, in a row of any known format (`import_rows` names its kind): the text, or the user's first turn."""
+    return _text(row.get("text", row.get("premise")), "text") if kind == "ours" else _turns(kind, row)[0]
+
+
+def read_chats(path: Path, skip_bad_lines: bool = False) -> Imported:
+    """Rows {"prompt", "answer"} to learn from, a row for every answer of the assistant; of a pair the chosen one.
+
+    `prompt` is the user's turn, or all turns before the answer where there are several: [{"role", "content"}, …], a system
+    message among them.
+    """
+
+    def make(kind: str, row: dict) -> list[dict]:
+        if kind in ("messages", "sharegpt"):
+            return _answers(row["messages" if kind == "messages" else "conversations"])
+        if kind == "ours":
+            raise ValueError("a text alone is nothing to learn answers from: no prompt and answer")
+        if kind == "prompt/chosen/rejected" and "chosen" not in row:  # TRL's and OpenAI's names for prompt and answer
+            row = {**row, "chosen": row.get("completion", row.get("response", row.get("answer")))}
+        prompt, answer = _turns(kind, row)[:2]
+        if answer is None:
+            raise ValueError("no answer to learn from")
+        return [{"prompt": prompt, "answer": answer}]
+
+    found = import_rows(path, make, skip_bad_lines)
+    return Imported(found.format, [row for rows in found.rows for row in rows], found.bad)
+
+
+_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", **{r: r for r in ("system", "user", "assistant")}}
+
+
+def _answers(turns) -> list[dict]:
+    """A row for each turn of the assistant that follows a turn of the user."""
+    if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) for t in turns):
+        raise ValueError("the conversation must be a list of turns")
+    before, rows = [], []
+    for turn in turns:
+        role = turn.get("role", turn.get("from"))
+        if role not in _ROLES:
+            raise ValueError(f"a turn of {role!r}; known: {', '.join(_ROLES)}")
+        said = {"role": _ROLES[role], "content": _text(turn.get("content", turn.get("value")), "a turn")}
+        if said["role"] == "assistant" and any(t["role"] == "user" for t in before):
+            rows.append({"prompt": before[0]["content"] if len(before) == 1 else before[:], "answer": said["content"]})
+        before.append(said)
+    if not rows:
+        raise ValueError("no answer of the assistant to a turn of the user")
+    return rows
+
+
 def guess_language(text: str) -> str:
     return "zh" if any("\u4e00" <= c <= "\u9fff" for c in text) else "en"
 

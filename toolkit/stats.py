@@ -181,6 +181,37 @@ def two_sample_bootstrap(a, b, statistic: Callable, seed: int = 0, draws: int = 
     return value, float(low), float(high)
 
 
+# ---- regression
+
+
+def span(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (N, P) in their own span (N, R) and the way back (P, R): a ridge does not see the rotation, R ≤ N is fast."""
+    u, s, v = np.linalg.svd(x, full_matrices=False)
+    kept = s > 1e-9 * s[0]
+    return u[:, kept] * s[kept], v[kept].T
+
+
+def logistic(x: np.ndarray, weights: np.ndarray, strength, start: np.ndarray | None = None) -> np.ndarray:
+    """(R,) argmin of Σ weight · log(1 + exp(−x·w)) + ½ Σ strength · w², by Newton.
+
+    Two classes are rows that are multiplied by +1 or −1, a column of ones among them for the intercept.
+
+    Args:
+        strength: one number, or one a column (R,).
+    """
+    w = np.zeros(x.shape[1]) if start is None else start.copy()
+    ridge = np.broadcast_to(strength, w.shape)
+    for _ in range(30):
+        p = 1 / (1 + np.exp(np.clip(x @ w, -500, 500)))  # probability of the wrong order
+        gradient = ridge * w - x.T @ (weights * p)
+        hessian = (x * (weights * p * (1 - p))[:, None]).T @ x + np.diag(ridge)
+        step = np.linalg.solve(hessian, gradient)
+        w -= step
+        if np.abs(step).max() < 1e-6:
+            break
+    return w
+
+
 # ---- agreement
 
 

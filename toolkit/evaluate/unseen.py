@@ -18,7 +18,7 @@ from toolkit.errors import UserError
 from toolkit.evaluate.measures import length_of
 from toolkit.models.embed import check_embedding, embed
 from toolkit.records import Labelled, guess_language
-from toolkit.stats import rounded, share_interval
+from toolkit.stats import logistic, rounded, share_interval, span
 
 MODELS = {"en": "minilm", "zh": "ngrams"}  # language → embedding model; both work without a network
 RELATION = 0.5  # weight of the second block of features beside the first; 1 and 2 cost accuracy on labelled pairs
@@ -95,7 +95,7 @@ class Unseen:
             check_embedding(model)
             other, couple = _couples(groups, np.random.default_rng(seed))
             pairs, scale = _pairs(rows, [rows[i] for i in other], model)
-            turned, back = _turned(pairs)
+            turned, back = span(pairs)
             data = _Data(turned[: len(rows)], turned[len(rows) :], couple)
             every = np.ones(len(rows), bool)
             strength = _strength(data, every, np.random.default_rng(seed))
@@ -193,13 +193,6 @@ def _pairs(rows: list[Labelled], others: list[Labelled], model: str) -> tuple[np
     return np.concatenate([b * s for b, s in zip(blocks, scale, strict=True)], axis=1), scale
 
 
-def _turned(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (N, P) in their own span (N, R) and the way back (P, R): a ridge does not see the rotation, R ≤ N is fast."""
-    u, s, v = np.linalg.svd(x, full_matrices=False)
-    kept = s > 1e-9 * s[0]
-    return u[:, kept] * s[kept], v[kept].T
-
-
 class _Data(NamedTuple):
     """`labelled`, `others` (N, R): the two differences of each row; `couple` (N,)."""
 
@@ -212,21 +205,7 @@ def _fit(data: _Data, train: np.ndarray, strength: float, start: np.ndarray | No
     """(R,) from the rows `train` (N,) bool."""
     n = train.sum()
     weights = np.repeat([1 / n, OTHERS / n], n)
-    return _logistic(np.concatenate([data.labelled[train], data.others[train]]), weights, strength, start)
-
-
-def _logistic(x: np.ndarray, weights: np.ndarray, strength: float, start: np.ndarray | None = None) -> np.ndarray:
-    """(R,) argmin of Σ weight · log(1 + exp(−x·w)) + strength/2 |w|², by Newton."""
-    w = np.zeros(x.shape[1]) if start is None else start.copy()
-    for _ in range(30):
-        p = 1 / (1 + np.exp(np.clip(x @ w, -500, 500)))  # probability of the wrong order
-        gradient = strength * w - x.T @ (weights * p)
-        hessian = (x * (weights * p * (1 - p))[:, None]).T @ x + strength * np.eye(len(w))
-        step = np.linalg.solve(hessian, gradient)
-        w -= step
-        if np.abs(step).max() < 1e-6:
-            break
-    return w
+    return logistic(np.concatenate([data.labelled[train], data.others[train]]), weights, strength, start)
 
 
 def _folds(couple: np.ndarray, rng: np.random.Generator) -> np.ndarray:

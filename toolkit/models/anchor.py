@@ -204,6 +204,15 @@ def row_sums(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tens
     return values.new_zeros(count).index_add(0, rows, values)
 
 
+def trace(history: list[dict]) -> dict:
+    """{"beta", "kl": [first, last, mean]} of a held training's logged steps; KL in nats a token, not weighted."""
+    found = {}
+    for key in ("beta", "kl"):
+        values = [float(h[f"safety/{key}"]) for h in history if h.get(f"safety/{key}") is not None]
+        found[key] = [round(v, 5) for v in (values[0], values[-1], sum(values) / len(values))]
+    return found
+
+
 class RiskCollator:
     """Puts the examples' `risk` beside what a trainer's own collator makes: `risks` (B,)."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toolkit.engines.base import Messages, defused
 from toolkit.errors import UserError
-from toolkit.models.anchor import REFERENCE, Anchor, Held, RiskCollator, answer_terms, last_states
+from toolkit.models.anchor import REFERENCE, Anchor, Held, RiskCollator, answer_terms, last_states, trace
 from toolkit.models.load import load_tokenizer
 from toolkit.models.resolve import Model
 from toolkit.models.training import Log, in_float32, last_checkpoint, passes, policy, trainer_settings
@@ -92,15 +92,6 @@ def train_sft(
 def asked(prompt: str | Messages) -> Messages:
     """The turns before an answer."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-
-
-def trace(history: list[dict]) -> dict:
-    """{"beta", "kl": [first, last, mean]} of a held training's logged steps; KL in nats a token, not weighted."""
-    found = {}
-    for key in ("beta", "kl"):
-        values = [float(h[f"safety/{key}"]) for h in history if h.get(f"safety/{key}") is not None]
-        found[key] = [round(v, 5) for v in (values[0], values[-1], sum(values) / len(values))]
-    return found
 
 
 def _held_trainer(anchor: Anchor):

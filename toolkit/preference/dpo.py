@@ -7,6 +7,7 @@ The reference is the same model with its adapter off, or, where training starts 
 from pathlib import Path
 
 from toolkit.errors import ProofError, UserError
+from toolkit.models.anchor import Anchor, Held, trace
 from toolkit.models.load import load_tokenizer
 from toolkit.models.resolve import Model
 from toolkit.models.training import Log, in_float32, last_checkpoint, passes, policy, trainer_settings
@@ -27,6 +28,7 @@ def train_dpo(
     deviation: list[float] | None = None,
     start: Path | None = None,
     tripwire: Tripwire | None = None,
+    held: Held | None = None,
 ) -> dict:
     """Align `base` on `pairs`; the adapter lands in out/adapter. Goes on from the last checkpoint in `out`.
 
@@ -38,9 +40,10 @@ def train_dpo(
         deviation: weight of each pair's chosen answer, for ddpo and dorpo.
         start: an adapter to go on from, such as the cold start's; its own LoRA settings hold then.
         tripwire: stops when reward climbs while what it does not see falls; the adapter is then the last good one.
+        held: what holds each pair's chosen answer to the safe reference besides (preference.trainer.trainer_for).
 
     Returns:
-        Facts: pairs used and left out, steps, first and last loss, margin and accuracy, and the tripwire's.
+        Facts: pairs used and left out, steps, first and last loss, margin and accuracy, the tripwire's, and beta and kl where held.
 
     Raises:
         UserError: no pair is short enough, or every pair weighs nothing.
@@ -54,6 +57,8 @@ def train_dpo(
     rows = [chat_row(p) for p in pairs]
     if settings.loss in WEIGHTED:
         rows = [{**row, "weight": w} for row, w in zip(rows, deviation or [], strict=True)]
+    if held:
+        rows = [{**row, "risk": s} for row, s in zip(rows, held.risks, strict=True)]
     lengths = [
         max(
             len(tokenizer.apply_chat_template(r["prompt"] + r[side], return_dict=False))
@@ -86,12 +91,16 @@ def train_dpo(
     set_seed(seed)  # TRL before 1.16 draws the adapter's first weights unseeded
     model, lora = policy(base, weights, settings.lora, settings.gradient_checkpointing, start)
     more = {}
-    if settings.loss == "dpo":
+    anchor = Anchor(held.settings, out) if held else None
+    if settings.loss == "dpo" and not anchor:
         trainer_class = DPOTrainer
     else:
         from toolkit.preference.trainer import PairCollator, trainer_for
 
-        trainer_class = trainer_for(settings.loss, settings.odds)
+        loss = (
+            "ddpo" if settings.loss == "dpo" else settings.loss
+        )  # with every weight 1 they are the same to the last bit
+        trainer_class = trainer_for(loss, settings.odds, anchor)
         more["data_collator"] = PairCollator(tokenizer.pad_token_id)
     trainer = trainer_class(
         model=model,
@@ -100,7 +109,12 @@ def train_dpo(
         processing_class=tokenizer,
         **more,
         peft_config=lora,
-        callbacks=[Step0(), Log(out, "dpo"), *([tripwire.callback(tokenizer)] if tripwire else [])],
+        callbacks=[
+            Step0(),
+            Log(out, "dpo"),
+            *([tripwire.callback(tokenizer)] if tripwire else []),
+            *([anchor.callback()] if anchor else []),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     if start:
@@ -116,6 +130,8 @@ def train_dpo(
     }
     for name, key in (("loss", "loss"), ("margin", "rewards/margins"), ("accuracy", "rewards/accuracies")):
         facts[name] = [round(float(history[at][key]), 4) for at in (0, -1)]
+    if held:
+        facts |= trace(history)
     if tripwire:
         facts["tripwire"] = tripwire.finish(out / "adapter")
     return facts

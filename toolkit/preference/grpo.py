@@ -13,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from toolkit.engines.base import defused
 from toolkit.errors import UserError
+from toolkit.models.anchor import Anchor, Held, answer_terms, last_states, row_sums, trace
 from toolkit.models.load import load_tokenizer
 from toolkit.models.resolve import Model
 from toolkit.models.training import Log, in_float32, last_checkpoint, policy, trainer_settings
@@ -125,6 +127,7 @@ def train_grpo(
     start: Path | None = None,
     tripwire: Tripwire | None = None,
     lora: LoraSettings = LoraSettings(),  # noqa: B008 (frozen)
+    held: Held | None = None,
 ) -> dict:
     """Train `base` to write what the rewards pay for; the adapter lands in out/adapter. Goes on from the last checkpoint in `out`.
 
@@ -134,13 +137,15 @@ def train_grpo(
         guard: (prompt, answer) → faults of form; any costs settings.guard deviations of the reward.
         start: an adapter to go on from; also what the KL divergence is measured from.
         lora: of a new adapter, where there is no start.
+        held: what holds the answers to a request to the safe reference: with risk s its advantages count α, and β times the mean
+            over an answer's tokens of KL(π_ref ‖ π), whole vocabulary, is added. (`settings.beta` is GRPO's own, for all alike.)
         tripwire: stops when reward climbs while what it does not see falls; the adapter is then the last good one.
 
     Returns:
         Facts: requests, too_long, rounds, steps, answers, tokens, seconds {writing, rewards, update}, written_by, reward
         [first, last] and of each reward by its name, flat_groups (share of groups with equal rewards: no gradient), kl and
         clipped_length [first, last], guard {reason: count}, missing {reward: share}, scales {reward: [mean, deviation]},
-        and the tripwire's. Steps that a kill undid are not in them.
+        the tripwire's, and beta and kl_held where held. Steps that a kill undid are not in them.
 
     Raises:
         UserError: no request is short enough; a round cannot be split; a reward gave no number.
@@ -155,9 +160,10 @@ def train_grpo(
         len(tokenizer.apply_chat_template(t, add_generation_prompt=True, enable_thinking=False, return_dict=False))
         for t in turns
     ]
+    risks = [{"risk": s} for s in held.risks] if held else [{}] * len(requests)
     kept = [
-        {"prompt": t, "asked": r["prompt"]}
-        for t, r, n in zip(turns, requests, lengths, strict=True)
+        {"prompt": t, "asked": r["prompt"], **s}
+        for t, r, n, s in zip(turns, requests, lengths, risks, strict=True)
         if n <= settings.prompt_tokens
     ]
     if not kept:
@@ -200,7 +206,8 @@ def train_grpo(
         gradient_checkpointing_kwargs={"use_reentrant": False},  # TRL switches it off to write, and on again with these
         bf16=False,
     )
-    trainer = _trainer_class()(
+    anchor = Anchor(held.settings, out) if held else None
+    trainer = _trainer_class(anchor)(
         model=model,
         reward_funcs=[reward],
         args=GRPOConfig(
@@ -224,7 +231,11 @@ def train_grpo(
         train_dataset=Dataset.from_list([kept[i] for i in order]),
         processing_class=tokenizer,
         peft_config=fresh,
-        callbacks=[Log(out, "grpo", show="reward"), *([tripwire.callback(tokenizer)] if tripwire else [])],
+        callbacks=[
+            Log(out, "grpo", show="reward"),
+            *([tripwire.callback(tokenizer)] if tripwire else []),
+            *([anchor.callback()] if anchor else []),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     if start and "ref" not in trainer.model.peft_config:  # TRL keeps none where β is 0; the tripwire's KL wants it
@@ -239,12 +250,15 @@ def train_grpo(
     facts = {"requests": len(kept), "too_long": len(requests) - len(kept), **cut}
     facts |= figures([h for h in trainer.state.log_history if "reward" in h or "loss" in h], [n for n, _, _ in rewards])
     facts |= {"written_by": "vllm" if vllm else "transformers", "scales": pays.scales}
+    if held:
+        found = trace(trainer.state.log_history)
+        facts |= {"beta": found["beta"], "kl_held": found["kl"]}
     if tripwire:
         facts["tripwire"] = tripwire.finish(out / "adapter")
     return facts
 
 
-def _trainer_class():
+def _trainer_class(anchor: Anchor | None = None):
     from trl import GRPOTrainer
 
     class Timed(GRPOTrainer):
@@ -264,13 +278,40 @@ def _trainer_class():
             self._metrics["train"]["seconds/rewards"].append(time.perf_counter() - begun)
             return found
 
-    return Timed
+    class Anchored(Timed):
+        """Timed, with each answer's advantage and its divergence from the safe reference weighed by its request's risk."""
+
+        def _generate_and_score_completions(self, inputs):
+            found = super()._generate_and_score_completions(inputs)
+            found["risks"] = torch.tensor([x["risk"] for x in inputs], device=found["completion_ids"].device)
+            return found
+
+        def _compute_loss(self, model, inputs):
+            inputs = dict(inputs)
+            risks, advantages = inputs.pop("risks"), inputs["advantages"]
+            beta = anchor.betas(risks)
+            inputs["advantages"] = advantages * (1 - beta).reshape(-1, *[1] * (advantages.dim() - 1))
+            with last_states(model) as seen:
+                loss = super()._compute_loss(model, inputs)
+            ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+            known = {
+                "input_ids": ids,
+                "attention_mask": torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
+            }
+            mask = torch.cat([torch.zeros_like(inputs["prompt_mask"]), inputs["completion_mask"]], 1)
+            inner = self.accelerator.unwrap_model(model)
+            states = torch.cat([s for s in seen if s.requires_grad])  # TRL may read a mini-batch in parts
+            _, kl, row = answer_terms(inner, states, anchor.reference_states(inner, known), ids, mask)
+            kl = row_sums(kl, row, len(ids)) / mask.sum(1).clamp(min=1)
+            for name, value in (("kl", kl), ("beta", beta), ("risk", risks)):
+                self._metrics["train"][f"safety/{name}"].append(value.detach().mean().item())
+            return loss + (beta * kl).mean() / self.current_gradient_accumulation_steps
+
+    return Anchored if anchor else Timed
 
 
 def vllm_is_there() -> bool:
     """Whether TRL can write through vLLM here: a GPU, and vLLM of a version it knows."""
-    import torch
-
     if not torch.cuda.is_available():
         return False
     from trl.import_utils import is_vllm_available

@@ -1,5 +1,6 @@
 """TRL's DPO trainer with another loss: what comes in is TRL's, what a pair costs is preference.losses."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from trl import DPOTrainer
 from trl.trainer import utils
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from toolkit.models.anchor import Anchor, answer_terms, last_states, row_sums
 from toolkit.preference import losses
 
 # TRL ≥ 1.16 computes log-probabilities in chunks of the vocabulary, inside the model; older ones make all logits
@@ -15,15 +17,22 @@ FUSED = hasattr(utils, "add_fused_lm_head")
 
 @dataclass
 class PairCollator(DataCollatorForPreference):
-    """TRL's batch (chosen answers, then rejected ones) and each pair's `weights` (B,), 1 where it has none."""
+    """TRL's batch (chosen answers, then rejected ones), each pair's `weights` (B,), 1 where it has none, and its `risks` (B,)."""
 
     def torch_call(self, examples):
-        weights = torch.tensor([float(e.get("weight", 1.0)) for e in examples])
-        return {**super().torch_call(examples), "weights": weights}
+        found = {"weights": torch.tensor([float(e.get("weight", 1.0)) for e in examples])}
+        if "risk" in examples[0]:
+            found["risks"] = torch.tensor([float(e["risk"]) for e in examples])
+        return {**super().torch_call(examples), **found}
 
 
-def trainer_for(loss: str, odds: float = 0.25) -> type[DPOTrainer]:
-    """DPOTrainer whose loss is `ddpo`, `orpo` or `dorpo`; β is DPOConfig's, λ is `odds`."""
+def trainer_for(loss: str, odds: float = 0.25, anchor: Anchor | None = None) -> type[DPOTrainer]:
+    """DPOTrainer whose loss is `ddpo`, `orpo` or `dorpo`; β is DPOConfig's, λ is `odds`.
+
+    With an anchor a pair of risk s costs α · loss + β_s · KL(π_ref ‖ π) on its chosen answer, in the loss's own units: DPO's
+    β times the sum over the answer's tokens where the loss sees sums (dpo, ddpo), the mean over them where it sees means. Not
+    published; chosen so that neither drowns the other at any length.
+    """
 
     class PairTrainer(DPOTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -31,8 +40,9 @@ def trainer_for(loss: str, odds: float = 0.25) -> type[DPOTrainer]:
             if return_outputs:
                 raise NotImplementedError("logits are not kept: they would cost a vocabulary for every token")
             inputs = dict(inputs)
-            weights = inputs.pop("weights")
-            logps, aux = token_logps(self, model, inputs)
+            weights, risks = inputs.pop("weights"), inputs.pop("risks", None)
+            with last_states(model) if anchor else nullcontext() as seen:
+                logps, aux = token_logps(self, model, inputs)
             chosen, rejected = logps.sum(1).chunk(2)
             if loss == "ddpo":
                 ref_chosen, ref_rejected = self.compute_ref_log_probs(model, inputs)
@@ -45,7 +55,29 @@ def trainer_for(loss: str, odds: float = 0.25) -> type[DPOTrainer]:
                 each = losses.dorpo(*means, weights if loss == "dorpo" else torch.ones_like(weights), odds)
                 note = {"chosen": losses.log_odds(means[0]), "rejected": losses.log_odds(means[1])}
             self._note(note, chosen, rejected, weights)
-            return each.mean() + (0.0 if aux is None else self.router_aux_loss_coef * aux)
+            share = 1.0
+            if anchor:
+                beta = anchor.betas(risks).to(each.device)
+                kl = self._divergence(model, inputs, seen[0])
+                each, share = (1 - beta) * each + beta * kl, (1 - beta).mean()
+                self._note_held(beta, risks)
+            return each.mean() + (0.0 if aux is None else share * self.router_aux_loss_coef * aux)
+
+        def _divergence(self, model, inputs: dict, states) -> torch.Tensor:
+            """(B,) KL(π_ref ‖ π) of the chosen answers; `states` (2B, T, H) as the loss's own pass left them."""
+            half = len(states) // 2
+            ids, mask = inputs["input_ids"][:half], inputs["completion_mask"][:half]
+            known = {"input_ids": ids, "attention_mask": inputs["attention_mask"][:half]}
+            inner = self.accelerator.unwrap_model(model)
+            reference = anchor.reference_states(inner, known)
+            _, kl, row = answer_terms(inner, states[:half], reference, ids, mask)
+            total, tokens = row_sums(kl, row, half), mask[:, 1:].sum(1).clamp(min=1)
+            self._metrics["train"]["safety/kl"].append((total.detach() / tokens).mean().item())
+            return self.beta * total if loss == "ddpo" else total / tokens
+
+        def _note_held(self, beta, risks) -> None:
+            for name, value in (("beta", beta), ("risk", risks)):
+                self._metrics["train"][f"safety/{name}"].append(value.mean().item())
 
         @torch.no_grad()
         def _note(self, rewards: dict, chosen, rejected, weights) -> None:

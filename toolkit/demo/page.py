@@ -5,12 +5,12 @@ from pathlib import Path
 import gradio as gr
 from gradio.themes.utils.fonts import Font, LocalFont
 
-from toolkit.demo import tab_write
+from toolkit.demo import tab_compare, tab_judge, tab_write
 from toolkit.demo.house import House
 from toolkit.demo.parts import esc
 from toolkit.demo.words import LANGUAGES, Words
 
-TABS = {"write": tab_write}
+TABS = {"write": tab_write, "compare": tab_compare, "judge": tab_judge}
 HERE = Path(__file__).parent
 
 

@@ -92,3 +92,39 @@ def history(words: Words, entries: list[dict]) -> str:
             f"<span>{esc(entry['made'].replace('T', ' ')[:16])} · {esc(first)}</span></button></li>"
         )
     return f"<ul class='history'>{''.join(rows)}</ul>"
+
+
+def premise(words: Words, text: str) -> str:
+    """The premise that two texts answer."""
+    return f"<p class='premise'><span>{esc(words('write.premise'))}</span> {esc(text)}</p>"
+
+
+def pair(words: Words, found) -> str:
+    """A blind pair (comparing.Pair): premise and two texts, told apart by their numbers only."""
+    cards = [
+        f"<article class='card' aria-label='{esc(words('compare.text', n=n))}'><header><h3>{n}</h3></header>{prose(plot.text)}</article>"
+        for n, plot in enumerate(found.shown, 1)
+    ]
+    return f"{premise(words, found.premise)}<div class='cards n2'>{''.join(cards)}</div>"
+
+
+def count(words: Words, figures: dict, path: str) -> str:
+    """The votes so far (evaluate.vote.tally): each origin's share with its interval, as a bar and in figures."""
+    if not figures["votes"] + figures["ties"]:
+        return f"<p class='quiet'>{esc(words('compare.no_votes'))}</p>"
+    rows = []
+    for origin, row in sorted(figures["preferred"].items(), key=lambda item: -item[1]["share"][0]):
+        value, low, high = (100 * v for v in row["share"])
+        said = words("compare.share", share=value, low=low, high=high, of=row["of"])
+        rows.append(
+            f"<div class='share'><strong>{esc(origin)}</strong><span class='bar' aria-hidden='true'><i style='left:{low:.1f}%;width:{high - low:.1f}%'></i>"
+            f"<b style='left:{value:.1f}%'></b></span><span>{esc(said)}</span></div>"
+        )
+    intervals = [row["share"] for row in figures["preferred"].values()]
+    if len(intervals) == 2 and intervals[0][1] <= 0.5 <= intervals[0][2]:
+        rows.append(f"<p class='quiet'>{esc(words('compare.unclear'))}</p>")
+    value, low, high = figures["first_preferred"]
+    if value is not None and (low > 0.5 or high < 0.5):
+        rows.append(f"<p class='quiet'>{esc(words('compare.habit', share=100 * value))}</p>")
+    uses = esc(words("compare.uses", path=path)).replace("\n", "<br>")
+    return f"<div class='shares'>{''.join(rows)}</div><p class='uses'>{uses}</p>"

@@ -31,6 +31,10 @@ class Words:
         """A list of words.yaml, such as the genres."""
         return _table()[of][self.language]
 
+    def drop(self, why: str) -> str:
+        """Why a claim does not count (evaluate.panel), in this language."""
+        return _table()["dropped"].get(why, [why, why])[self._at]
+
     def mistake(self, error: BaseException) -> tuple[str, str]:
         """(what is wrong, what to do) in this language. What no rule knows is told in the original words, and said to be."""
         hint = getattr(error, "hint", "")

@@ -74,15 +74,12 @@ def vote(
                 break
             if answer == "u":
                 if (last := given.pop()) is not None:
-                    _forget(*last)
+                    take_back(*last)
                 continue
             if answer == "s":
                 given.append(None)
                 continue
-            row = _row(answer, premise, texts, round(time.monotonic() - started, 1))
-            path = ties_file(out) if answer == "0" else out
-            append_jsonl(path, [row])
-            given.append((path, row))
+            given.append(keep_vote(out, answer, premise, texts, round(time.monotonic() - started, 1)))
     except (EOFError, KeyboardInterrupt):
         show("")
     figures = tally(*read_votes(out))
@@ -231,6 +228,19 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.fill(line, columns) for line in text.split("\n"))
 
 
+def keep_vote(out: Path, answer: str, premise: str, texts: list[Plot], seconds: float) -> tuple[Path, dict]:
+    """Put one vote on disk, as `vote` does; returns what `take_back` takes.
+
+    Args:
+        answer: "1" or "2" for the better of the two texts as they were shown, "0" for a tie.
+        texts: the two in the order in which they were shown; `origin` of each says who wrote it.
+    """
+    row = _row(answer, premise, texts, seconds)
+    path = ties_file(out) if answer == "0" else out
+    append_jsonl(path, [row])
+    return path, row
+
+
 def _row(answer: str, premise: str, texts: list[Plot], seconds: float) -> dict:
     first, second = texts
     common = {
@@ -249,9 +259,11 @@ def _row(answer: str, premise: str, texts: list[Plot], seconds: float) -> dict:
     return row | common
 
 
-def _forget(path: Path, row: dict) -> None:
-    """Take one row out of a file, whole or not at all; the rest stays, whoever wrote it."""
+def take_back(path: Path, row: dict) -> None:
+    """Take one vote out of a file, whole or not at all; the rest stays, whoever wrote it."""
     rows = read_jsonl(path)
+    if row not in rows:
+        return  # somebody else did, or the file is another now
     at = len(rows) - 1 - rows[::-1].index(row)
     write_jsonl(path, rows[:at] + rows[at + 1 :])
 

@@ -53,7 +53,7 @@ def demo(args) -> None:
         if args.host not in LOCAL:
             print("note: anyone who reaches this address can use the page; there is no password", file=sys.stderr)
 
-    serve(House(what, runs, args.votes), args.host, args.port, args.lang, ready)
+    serve(House(what, runs, args.votes, local=args.host in LOCAL), args.host, args.port, args.lang, ready)
 
 
 VERBS = {"demo": demo}

@@ -44,9 +44,13 @@ class Wish:
             min(max(int(n or 1), 1), 4),
             min(max(float(temperature if temperature is not None else 0.8), 0.0), 2.0),
             min(max(float(min_p if min_p is not None else 0.05), 0.0), 0.5),
-            random.randrange(NEW_SEEDS) if seed in (None, "") else int(seed) % NEW_SEEDS,
+            new_seed() if seed in (None, "") else int(seed) % NEW_SEEDS,
             model,
         )
+
+
+def new_seed() -> int:
+    return random.randrange(NEW_SEEDS)
 
 
 def draft_prompt(wish: Wish) -> Messages:

@@ -13,17 +13,27 @@ PREMISES = Path(__file__).resolve().parents[1] / "data" / "premises.jsonl"
 RECIPE = "recipe.json"  # what makes a folder a run
 
 
+@dataclass(frozen=True)
+class Tab:
+    """What a tab tells the page: its choices of a model, and what to do (function, inputs, outputs) when it is shown."""
+
+    models: list = field(default_factory=list)
+    shown: tuple | None = None
+
+
 @dataclass
 class House:
     """Args:
     default: the model that is chosen at first.
     runs: the folder of runs.
     votes: file of votes, that of `fablesmith vote`.
+    local: whether only this machine can reach the page; else nothing is trained from it.
     """
 
     default: str = "embedded"
     runs: Path = Path("runs")
     votes: Path = Path("votes.jsonl")
+    local: bool = True
     history: Path = field(default_factory=history_file)
     desk: Desk = field(default_factory=Desk)
 

@@ -9,6 +9,17 @@
     dark(on);
     localStorage.setItem("fablesmith-theme", on ? "dark" : "light");
   });
+  // a text to the clipboard; the button says so for a moment
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    const story = button.closest(".card").querySelector(".story");
+    try {
+      await navigator.clipboard.writeText([...story.querySelectorAll("p")].map((p) => p.innerText).join("\n\n"));
+      button.classList.add("done");
+      setTimeout(() => button.classList.remove("done"), 1500);
+    } catch (refused) { getSelection().selectAllChildren(story); }
+  });
   // the page's language, for screen readers; status lines are read out as they change
   document.documentElement.lang = location.pathname.includes("/zh") ? "zh-Hans" : "en";
   const announce = () => document.querySelectorAll(".live:not([aria-live])").forEach((e) => {

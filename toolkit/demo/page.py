@@ -5,12 +5,19 @@ from pathlib import Path
 import gradio as gr
 from gradio.themes.utils.fonts import Font, LocalFont
 
-from toolkit.demo import tab_compare, tab_judge, tab_write
+from toolkit.demo import tab_compare, tab_greet, tab_judge, tab_runs, tab_train, tab_write
 from toolkit.demo.house import House
 from toolkit.demo.parts import esc
 from toolkit.demo.words import LANGUAGES, Words
 
-TABS = {"write": tab_write, "compare": tab_compare, "judge": tab_judge}
+TABS = {
+    "write": tab_write,
+    "compare": tab_compare,
+    "judge": tab_judge,
+    "runs": tab_runs,
+    "train": tab_train,
+    "greet": tab_greet,
+}
 HERE = Path(__file__).parent
 
 
@@ -23,15 +30,17 @@ def page(house: House, language: str) -> gr.Blocks:
         chosen = []
         with gr.Tabs(elem_id="tabs"):
             for name, tab in TABS.items():
-                with gr.Tab(w(f"tab.{name}"), id=name):
-                    chosen += tab.build(house, w)
+                with gr.Tab(w(f"tab.{name}"), id=name) as opening:
+                    built = tab.build(house, w)
+                chosen += built.models
+                if built.shown:
+                    opening.select(*built.shown, show_progress="hidden")
 
         def opened(request: gr.Request):
             """A page was opened: what is here now, and the model gets ready while the person thinks."""
             house.warm()
             names = list(house.writers())
-            fresh = [gr.update(choices=names) for _ in chosen]
-            return fresh if len(fresh) > 1 else fresh[0]
+            return [gr.update(choices=names) for _ in chosen]
 
         def left(request: gr.Request):
             house.desk.stop(request.session_hash)
@@ -128,6 +137,8 @@ def theme() -> gr.themes.Base:
         input_border_color_dark="#423c34",
         input_border_color_focus="#b9602c",
         input_border_color_focus_dark="#d58450",
+        input_border_width="1px",
+        input_border_width_dark="1px",
         input_shadow="none",
         input_shadow_dark="none",
         button_primary_background_fill="#a24f1f",

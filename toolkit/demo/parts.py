@@ -63,21 +63,29 @@ def length(words: Words, text: str) -> str:
 
 
 def drafts(words: Words, texts: list[str], done: bool, action: str = "", notes: list[str] | None = None) -> str:
-    """Texts side by side; when done each with a button that says `action` and sends its number."""
+    """Texts side by side; when done each with a button that copies it, and one that says `action` and sends its number."""
     cards = []
     for i, text in enumerate(texts):
         name = words("draft", n=i + 1)
-        button = (
-            f"<button type='button' class='take' data-take='{i}'>{esc(action)}</button>"
-            if done and action and text.strip()
+        buttons = (
+            f"<button type='button' class='copy' data-copy>{esc(words('copy'))}</button>"
+            if done and text.strip()
             else ""
         )
+        if buttons and action:
+            buttons = f"<button type='button' class='take' data-take='{i}'>{esc(action)}</button>{buttons}"
         said = f"<p class='form'>{esc(notes[i])}</p>" if notes and notes[i] else ""
         cards.append(
             f"<article class='card' aria-label='{esc(name)}'><header><h3>{esc(name)}</h3>"
-            f"<span>{esc(length(words, text)) if text.strip() else ''}</span></header>{prose(text, not done)}{said}{button}</article>"
+            f"<span>{esc(length(words, text)) if text.strip() else ''}</span></header>{prose(text, not done)}{said}<div class='below'>{buttons}</div></article>"
         )
     return f"<div class='cards n{len(texts)}'>{''.join(cards)}</div>"
+
+
+def suggestions(texts: list[str]) -> str:
+    """Buttons that each put one of the texts into a field."""
+    rows = "".join(f"<button type='button' data-take='{i}'>{esc(text)}</button>" for i, text in enumerate(texts))
+    return f"<div class='suggestions'>{rows}</div>"
 
 
 def history(words: Words, entries: list[dict]) -> str:
@@ -128,3 +136,8 @@ def count(words: Words, figures: dict, path: str) -> str:
         rows.append(f"<p class='quiet'>{esc(words('compare.habit', share=100 * value))}</p>")
     uses = esc(words("compare.uses", path=path)).replace("\n", "<br>")
     return f"<div class='shares'>{''.join(rows)}</div><p class='uses'>{uses}</p>"
+
+
+def about(recipe: dict) -> str:
+    """What a recipe does and needs."""
+    return f"<p class='about'>{esc(recipe['about'])}<br><span class='quiet'>{esc(recipe['memory'])}</span></p>"

@@ -1,11 +1,12 @@
 """The server: both languages of the page on one port, to this machine only unless told otherwise, with nothing from elsewhere."""
 
 import socket
+from pathlib import Path
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import RedirectResponse
+from fastapi.responses import FileResponse, RedirectResponse, Response
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from toolkit.demo.house import House
@@ -21,6 +22,10 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; object-src 'none'; "
     "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
+
+
+REPORT_POLICY = "sandbox allow-popups; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+ICON = Path(__file__).parent / "icon.svg"
 
 
 class Guard:
@@ -69,9 +74,37 @@ def application(house: House, language: str = "", hosts: list[str] | None = None
         asked = request.headers.get("accept-language", "").lower().split(",")[0]
         return RedirectResponse(f"/{language or ('zh' if asked.startswith('zh') else 'en')}/")
 
+    @app.get("/report/{name}")
+    def report(name: str):
+        """A run's report, shut in: whatever a text in it may hold, nothing runs and nothing is fetched."""
+        try:
+            path = house.run(name) / "report" / "report.html"
+        except UserError:
+            return Response("there is no such run here", 404)
+        if not path.is_file():
+            return Response("this run has no report yet", 404)
+        return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
+
+    @app.get("/favicon.ico")
+    def icon():
+        return FileResponse(ICON, media_type="image/svg+xml")
+
+    @app.get("/manifest.json")
+    def manifest():
+        return {"name": "Fablesmith", "icons": []}
+
     for name in LANGUAGES:
         blocks = page(house, name).queue(default_concurrency_limit=None, api_open=False, status_update_rate="auto")
-        gr.mount_gradio_app(app, blocks, f"/{name}", show_error=False, ssr_mode=False, max_file_size=LARGEST, **looks())
+        gr.mount_gradio_app(
+            app,
+            blocks,
+            f"/{name}",
+            show_error=False,
+            ssr_mode=False,
+            max_file_size=LARGEST,
+            favicon_path=ICON,
+            **looks(),
+        )
     return app
 
 

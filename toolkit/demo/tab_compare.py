@@ -8,15 +8,15 @@ from toolkit.demo import parts
 from toolkit.demo.comparing import Pair, Progress, write_pair
 from toolkit.demo.desk import follow
 from toolkit.demo.drafting import SIZES, Wish
-from toolkit.demo.house import House
+from toolkit.demo.house import House, Tab
 from toolkit.demo.words import Words
 from toolkit.errors import UserError
 
 ANSWERS = {"first": "1", "tie": "0", "second": "2"}  # button → answer as `fablesmith vote` takes it
 
 
-def build(house: House, words: Words) -> list[gr.Dropdown]:
-    """The tab's components and what they do; returns its choices of a model."""
+def build(house: House, words: Words) -> Tab:
+    """The tab's components and what they do."""
     w, names = words, list(house.writers())
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=2, min_width=300, elem_classes="ask"):
@@ -134,4 +134,4 @@ def build(house: House, words: Words) -> list[gr.Dropdown]:
         counted, None, figures, show_progress="hidden"
     )
     count.expand(counted, None, figures, show_progress="hidden")
-    return [a, b]
+    return Tab([a, b])

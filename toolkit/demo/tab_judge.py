@@ -4,7 +4,7 @@ import gradio as gr
 
 from toolkit.demo import judging, parts
 from toolkit.demo.desk import follow
-from toolkit.demo.house import House
+from toolkit.demo.house import House, Tab
 from toolkit.demo.verdict import verdict
 from toolkit.demo.words import Words
 from toolkit.errors import UserError
@@ -13,8 +13,8 @@ TEXTS = (".txt", ".md", ".text")
 LARGEST = 2**20  # bytes of a text file
 
 
-def build(house: House, words: Words) -> list[gr.Dropdown]:
-    """The tab's components and what they do; returns its choices of a model."""
+def build(house: House, words: Words) -> Tab:
+    """The tab's components and what they do."""
     w, names = words, list(house.writers())
     with gr.Row(elem_classes="split even"):
         with gr.Column(scale=4, min_width=300, elem_classes="ask"):
@@ -79,7 +79,7 @@ def build(house: House, words: Words) -> list[gr.Dropdown]:
     go.click(judge, [text, model, closely], [state, shown, go, stop], show_progress="hidden", concurrency_limit=None)
     stop.click(halt, None, None, queue=False)
     upload.upload(read, upload, [state, text], show_progress="hidden")
-    return [model]
+    return Tab([model])
 
 
 def read_text(file: str) -> str:

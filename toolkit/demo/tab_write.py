@@ -8,7 +8,7 @@ from toolkit.demo import drafting, parts
 from toolkit.demo.desk import follow
 from toolkit.demo.drafting import Wish
 from toolkit.demo.history import forget, recall
-from toolkit.demo.house import House
+from toolkit.demo.house import House, Tab
 from toolkit.demo.words import Words
 from toolkit.errors import UserError
 
@@ -18,8 +18,8 @@ SAVE = """(text) => { const a = document.createElement('a');
   a.download = 'story.md'; a.click(); setTimeout(() => URL.revokeObjectURL(a.href), 1000); }"""
 
 
-def build(house: House, words: Words) -> list[gr.Dropdown]:
-    """The tab's components and what they do; returns its choices of a model."""
+def build(house: House, words: Words) -> Tab:
+    """The tab's components and what they do."""
     w = words
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=2, min_width=300, elem_classes="ask"):
@@ -210,4 +210,4 @@ def build(house: House, words: Words) -> list[gr.Dropdown]:
     entries.click(open_past, None, [premise, genre, tone, shown, drafts, state], show_progress="hidden")
     clear.click(clear_past, None, entries, show_progress="hidden")
     save.click(as_markdown, [premise, story, model], file, show_progress="hidden").then(None, file, None, js=SAVE)
-    return [model]
+    return Tab([model])

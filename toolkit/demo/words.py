@@ -31,6 +31,29 @@ class Words:
         """A list of words.yaml, such as the genres."""
         return _table()[of][self.language]
 
+    def stage(self, name: str) -> str:
+        """A stage of a run (runner.STAGES)."""
+        return _table()["stages"].get(name, [name, name])[self._at]
+
+    def reason(self, why: str) -> str:
+        """Why a pair was left out (records.REASONS)."""
+        if self.language == "en":
+            from toolkit.records import REASONS
+
+            return REASONS.get(why, why)
+        return _table()["reasons"].get(why, why)
+
+    def form(self, what: str) -> str:
+        """What is wrong with a greeting's form (greeting.form.broken)."""
+        return what if self.language == "en" else _table()["forms"].get(what, what)
+
+    def clock(self, seconds: float) -> str:
+        """A length of time, as people say it."""
+        minutes = round(seconds / 60)
+        if seconds < 90:
+            return self("clock.seconds", n=round(seconds))
+        return self("clock.minutes", n=minutes) if minutes < 120 else self("clock.hours", n=round(minutes / 60))
+
     def drop(self, why: str) -> str:
         """Why a claim does not count (evaluate.panel), in this language."""
         return _table()["dropped"].get(why, [why, why])[self._at]

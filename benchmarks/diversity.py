@@ -116,7 +116,7 @@ def train(args) -> None:
         (folder / "facts.json").write_text(json.dumps(facts))
         (folder / "pairs.jsonl").write_text("".join(dump(p) + "\n" for p in pairs))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        adapter_to_gguf(base, folder / "adapter", base.gguf, folder / "making.gguf")
+        adapter_to_gguf(folder / "adapter", base.gguf, folder / "making.gguf")
         (folder / "making.gguf").rename(folder / "adapter.gguf")
         print({k: v for k, v in facts.items() if k != "weights"}, flush=True)
 

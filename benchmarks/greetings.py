@@ -65,7 +65,7 @@ def train(args) -> None:
         facts = getattr(G, recipe.align)(recipe, work)
         if name == "grpo-shuffled":
             G.rewards_of = _REWARDS
-        adapter_to_gguf(base, folder / "adapter", base.gguf, folder / "adapter.part")
+        adapter_to_gguf(folder / "adapter", base.gguf, folder / "adapter.part")
         facts = {"method": name, "seed": seed, "minutes": round((time.monotonic() - started) / 60, 2), **facts}
         (folder / "facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False, default=str))
         (folder / "adapter.part").rename(folder / "adapter.gguf")

@@ -6,7 +6,8 @@ import os
 import pytest
 
 from toolkit.engines.base import family_of
-from toolkit.engines.load import layers_on, load_engine
+from toolkit.engines.load import load_engine
+from toolkit.engines.placing import placement
 from toolkit.errors import UserError
 from toolkit.models.catalogue import Entry, catalogue, entry, fetch, fits, machine_memory, sha256
 
@@ -156,12 +157,52 @@ def test_this_machine_has_memory():
     ],
 )
 def test_where_a_judge_runs(on, size, supports, free, layers):
-    assert layers_on(on, size, supports, free) == layers
+    assert placement(on, "auto", size, supports, free) == (layers, False)
+
+
+@pytest.mark.parametrize(
+    ("on", "experts", "free", "placed"),
+    [
+        ("auto", "auto", 24, (-1, False)),  # 18 GB and a fifth: all of it fits
+        ("auto", "auto", 16, (-1, True)),  # the 2.5 GB beside the experts fit
+        ("auto", "auto", 2, (0, False)),  # not even those
+        ("gpu", "auto", 2, (-1, True)),  # asked for the GPU: as little of it as can be
+        ("auto", "none", 24, (-1, True)),
+        ("auto", "none", 2, (-1, True)),
+        ("auto", "all", 2, (-1, False)),
+        ("cpu", "auto", 24, (0, False)),
+        ("cpu", "none", 24, (0, True)),
+    ],
+)
+def test_where_a_mixture_of_18_gigabytes_runs(on, experts, free, placed):
+    assert placement(on, experts, 18 * GB, True, free * GB, lambda: int(2.5 * GB)) == placed
+
+
+def test_a_dense_model_has_no_experts_to_keep_in_memory():
+    assert placement("auto", "none", 18 * GB, True, 24 * GB) == (-1, False)
+    assert placement("auto", "none", 18 * GB, True, 2 * GB) == (0, False)
+
+
+def test_a_files_header_is_read_only_where_it_matters():
+    def read():
+        raise AssertionError("the header was read")
+
+    assert placement("auto", "auto", 18 * GB, True, 24 * GB, read) == (-1, False)
+    assert placement("auto", "auto", 18 * GB, False, None, read) == (0, False)
+
+
+def test_experts_on_a_gpu_that_is_not_to_be_used_are_refused():
+    with pytest.raises(UserError, match="leaves no GPU"):
+        placement("cpu", "all", GB, True, 24 * GB)
+    with pytest.raises(UserError, match="without a GPU"):
+        placement("auto", "all", GB, False, None)
+    with pytest.raises(UserError, match="auto, all, none"):
+        load_engine("embedded", gpu_experts="some")
 
 
 def test_a_gpu_without_a_build_for_one_is_refused_with_the_way_to_get_it():
     with pytest.raises(UserError, match="without a GPU") as caught:
-        layers_on("gpu", GB, False, None)
+        placement("gpu", "auto", GB, False, None)
     assert "CMAKE_ARGS" in caught.value.hint
 
 

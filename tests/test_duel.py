@@ -3,6 +3,7 @@
 import pytest
 
 from toolkit.engines.base import Sampling
+from toolkit.engines.load import load_engine
 from toolkit.evaluate.duel import duel_stage
 from toolkit.evaluate.judge import Verdict
 from toolkit.narrative.dimensions import KEYS
@@ -27,7 +28,16 @@ class Longer:
 
 def duel(gguf, out, judge, **more):
     out.mkdir(exist_ok=True)
-    return duel_stage({"base": gguf, "aligned": gguf}, PREMISES, 2, SAMPLING, lambda: judge, None, out, **more)
+    return duel_stage(
+        {"base": lambda: load_engine(gguf), "aligned": lambda: load_engine(gguf)},
+        PREMISES,
+        2,
+        SAMPLING,
+        lambda: judge,
+        None,
+        out,
+        **more,
+    )
 
 
 @pytest.fixture(scope="module")

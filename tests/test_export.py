@@ -1,6 +1,8 @@
 """GGUF export, and a proof that can fail."""
 
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -28,22 +30,36 @@ def adapter(tiny, out, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_pr
     return out
 
 
+@dataclass(frozen=True)
+class Exported:
+    base: Model
+    adapter: Path
+    adapter_gguf: Path
+    f16: Path
+    q8: Path
+
+    def prove(self, **other) -> dict:
+        """The proof of these files, with some exchanged."""
+        files = {"base": self.base, "adapter": self.adapter, "base_gguf": self.base.gguf, "kind": "Q8_0"}
+        files |= {"adapter_gguf": self.adapter_gguf, "merged": self.q8, "f16": self.f16}
+        return prove_export(**files | other)
+
+
 @pytest.fixture(scope="module")
 def exported(tiny, tiny_gguf, tmp_path_factory):
-    """(merged folder, f16 GGUF, Q8_0 GGUF, adapter GGUF, base GGUF)."""
     folder = tmp_path_factory.mktemp("export")
     base = Model(str(tiny), tiny, tiny_gguf)
     trained = adapter(tiny, folder / "adapter")
     merge_adapter(base, trained, folder / "merged")
     convert(folder / "merged", folder / "f16.gguf")
     quantise(folder / "f16.gguf", folder / "q8.gguf", "Q8_0")
-    adapter_to_gguf(base, trained, tiny_gguf, folder / "adapter.gguf")
-    return folder / "merged", folder / "f16.gguf", folder / "q8.gguf", folder / "adapter.gguf", tiny_gguf
+    adapter_to_gguf(trained, tiny_gguf, folder / "adapter.gguf")
+    return Exported(base, trained, folder / "adapter.gguf", folder / "f16.gguf", folder / "q8.gguf")
 
 
 def test_a_good_export_is_proved(exported):
-    merged, f16, q8, lora, base = exported
-    facts = prove_export(merged, f16, q8, "Q8_0", base, lora)
+    facts = exported.prove()
+    assert facts["torch"] == "float32"
     assert facts["f16_mean_difference"] < 0.01
     assert facts["mean_difference"] < 0.2
     assert facts["adapter_mean_difference"] < 0.01
@@ -51,44 +67,66 @@ def test_a_good_export_is_proved(exported):
     assert facts["mean_change_from_base"] > 10 * facts["mean_difference"]
 
 
-def test_an_export_that_is_the_base_fails_the_proof(exported, tiny):
-    *_, base = exported
+def test_an_adapter_alone_is_proved(exported):
+    facts = exported.prove(merged=None, f16=None, kind="F16")
+    assert facts["tolerance"] == 0.02
+    assert facts["mean_difference"] < 0.01
+    assert facts["adapter_change_correlation"] > 0.99
+    assert facts["greedy_text_differs_from_base"]
+
+
+def test_an_adapter_on_a_quantised_base_is_proved_against_the_model_as_it_was_trained_in_4_bit(exported, tmp_path):
+    quantise(exported.base.gguf, tmp_path / "q4.gguf", "Q4_K_M")
+    base = Model(exported.base.id, exported.base.weights, tmp_path / "q4.gguf")
+    adapter_to_gguf(exported.adapter, base.gguf, tmp_path / "adapter.gguf")
+    told = {
+        "base": base,
+        "base_gguf": base.gguf,
+        "adapter_gguf": tmp_path / "adapter.gguf",
+        "merged": None,
+        "f16": None,
+    }
+    facts = exported.prove(**told, kind="Q4_K_M", four_bit=True)
+    assert facts["torch"] == "nf4"
+    assert facts["correlation_asked"] <= facts["adapter_change_correlation"]
+    assert facts["greedy_text_differs_from_base"]
+
+
+def test_an_export_that_is_the_base_fails_the_proof(exported, tiny, tmp_path):
+    untrained = adapter(tiny, tmp_path / "untrained", b=0.0)
     with pytest.raises(ProofError, match="exactly what the base writes"):
-        prove_export(tiny, base, base, "F16", base)
+        exported.prove(adapter=untrained, merged=exported.base.gguf, kind="F16", f16=None)
 
 
 def test_another_models_gguf_fails_the_proof(exported):
-    merged, f16, _, _, base = exported
     with pytest.raises(ProofError, match="Q8_0 GGUF differ"):
-        prove_export(merged, f16, base, "Q8_0", base)
+        exported.prove(merged=exported.base.gguf)
 
 
 def test_a_wrong_f16_file_fails_the_proof_even_within_the_quantised_tolerance(exported):
-    merged, _, q8, _, base = exported
     with pytest.raises(ProofError, match="f16 GGUF differ"):
-        prove_export(merged, base, q8, "Q8_0", base)
+        exported.prove(f16=exported.base.gguf)
 
 
-def test_an_adapter_for_other_heads_fails_the_proof(exported, tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_adapter_for_other_heads_fails_the_proof(exported, tmp_path, monkeypatch, alone):
     """Without the rotary reordering of query and key rows the file loads, runs and is wrong."""
     from toolkit.export import gguf as module
 
-    merged, f16, q8, _, base = exported
     monkeypatch.setattr(module, "ROPE_REORDERED", set())
-    trained = merged.parent / "adapter"
-    adapter_to_gguf(Model(str(tiny), tiny, base), trained, base, tmp_path / "wrong.gguf")
-    with pytest.raises(ProofError, match="does not move the base"):
-        prove_export(merged, f16, q8, "Q8_0", base, tmp_path / "wrong.gguf")
+    adapter_to_gguf(exported.adapter, exported.base.gguf, tmp_path / "wrong.gguf")
+    told = {"merged": None, "f16": None, "kind": "F16"} if alone else {}
+    with pytest.raises(ProofError, match="differ from the trained" if alone else "does not move the base"):
+        exported.prove(adapter_gguf=tmp_path / "wrong.gguf", **told)
 
 
 def test_another_chat_template_fails_the_proof(exported, tmp_path):
-    merged, f16, q8, _, base = exported
-    changed = tmp_path / "merged"
-    shutil.copytree(merged, changed)
+    changed = tmp_path / "changed"
+    shutil.copytree(exported.base.weights, changed)
     template = changed / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|> "))
     with pytest.raises(ProofError, match="chat template tokens differ"):
-        prove_export(changed, f16, q8, "Q8_0", base)
+        exported.prove(base=Model(str(changed), changed, exported.base.gguf))
 
 
 def test_an_adapter_that_gguf_has_no_place_for_is_refused(tiny, tiny_gguf, tmp_path):
@@ -99,4 +137,4 @@ def test_an_adapter_that_gguf_has_no_place_for_is_refused(tiny, tiny_gguf, tmp_p
     odd = {key.replace("self_attn.q_proj", "self_attn.no_such"): value for key, value in weights.items()}
     save_file(odd, trained / "adapter_model.safetensors")
     with pytest.raises(UserError, match="no place in a GGUF"):
-        adapter_to_gguf(Model(str(tiny), tiny, tiny_gguf), trained, tiny_gguf, tmp_path / "a.gguf")
+        adapter_to_gguf(trained, tiny_gguf, tmp_path / "a.gguf")

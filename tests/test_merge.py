@@ -210,19 +210,21 @@ def synthetic(folder, files: int, megabytes: int):
     return trained
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the high-water mark is Linux's")
 def test_the_merge_holds_less_than_two_files_in_memory(tmp_path):
     trained = synthetic(tmp_path / "base", files=8, megabytes=48)
     code = f"""
-import resource
 from pathlib import Path
 from toolkit.export.merge import merge_adapter
 from toolkit.models.resolve import Model
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # not ru_maxrss: a child begins with its parent's
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+before = peak()
 merge_adapter(Model("m", Path({str(tmp_path / "base")!r})), Path({str(trained)!r}), Path({str(tmp_path / "out")!r}))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 2 * 48  # of 384 MB read and written; measured: about 25
+    assert 0 < float(done.stdout) < 2 * 48  # of 384 MB read and written
     got = load_file(tmp_path / "out" / "model-00008-of-00008.safetensors")
     assert got["model.layers.7.block.0.weight"].unique().tolist() == [2.5]
     assert got["model.layers.7.block.1.weight"].unique().tolist() == [0.5]

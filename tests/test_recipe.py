@@ -52,7 +52,7 @@ def test_an_unknown_key_is_named_with_file_line_and_nearest_key(recipe, text, li
 
 def test_a_key_like_no_other_gets_the_list_of_keys(recipe):
     _, hint = refused(recipe, "export:\n  zzz: 1")
-    assert hint == "known here: quantisation"
+    assert hint == "known here: quantisation, merge"
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,16 @@ def write_stream(
     min_p: float = 0.05,
     max_tokens: int = 220,
     angles: bool = False,
+    on: str = "auto",
+    gpu_experts: str = "auto",
 ) -> Iterator[tuple[int, str]]:
     """Plots for one premise as they are written: (which of the n, next piece of its text).
 
     Args:
-        model: embedded, a .gguf file, a run folder (its exported model), an http address, a folder or hub id.
+        model: embedded, a .gguf file, a run folder (what it exported), an http address, a folder or hub id.
         adapter: a GGUF adapter, put on a GGUF model.
         angles: ask for each plot from another angle, so that they differ more.
+        on, gpu_experts: where a GGUF model runs, as load_engine.
         seed: same seed, same n, same machine: same texts; None draws one.
 
     Raises:
@@ -42,7 +45,7 @@ def write_stream(
     premise = check_premise(premise)
     seed = random.randrange(2**31) if seed is None else seed
     sampling = Sampling(temperature, min_p, repeat_penalty=1.05, max_tokens=max_tokens, seed=seed)
-    engine = load_engine(model, lora=adapter)
+    engine = load_engine(model, lora=adapter, on=on, gpu_experts=gpu_experts)
     engine = Angled(engine) if angles else engine
     try:
         from dataclasses import replace
@@ -64,12 +67,14 @@ def greet(
     seed: int | None = None,
     temperature: float = 0.8,
     max_tokens: int | None = None,
+    on: str = "auto",
+    gpu_experts: str = "auto",
 ) -> list[tuple[str, list[str]]]:
     """`n` greetings for one request: (text, what breaks its form, greeting.form.broken), cleaned.
 
     Args:
         request: as a person says it, Chinese or English: "七十大寿，写给外公".
-        model, adapter, seed: as `write_stream`.
+        model, adapter, seed, on, gpu_experts: as `write_stream`.
         max_tokens: longest greeting; by default what the request's length needs.
 
     Raises:
@@ -87,7 +92,7 @@ def greet(
     asked = as_request(request)
     room = max_tokens or answer_tokens(asked)
     seed = random.randrange(2**31) if seed is None else seed
-    engine, texts = load_engine(model, lora=adapter), []
+    engine, texts = load_engine(model, lora=adapter, on=on, gpu_experts=gpu_experts), []
     try:
         for part in batched(list(range(n)), 16):  # the local engine decodes so many side by side
             sampling = Sampling(temperature, min_p=0.05, max_tokens=room, seed=seed + part[0])
@@ -143,6 +148,7 @@ def judge(
     *,
     guard: str = "tags",
     on: str = "auto",
+    gpu_experts: str = "auto",
     any_language: bool = False,
 ) -> Iterator[AspectRatings]:
     """Five ratings a text by a quantized judge that is independent of the reward model, one after the other.
@@ -150,7 +156,7 @@ def judge(
     Args:
         judge: embedded, a catalogue name, a .gguf file, a run folder, an http address, a folder or hub id.
         guard: how texts are shown to it (narrative.quoting.GUARDS).
-        on: auto, cpu or gpu.
+        on, gpu_experts: as `write_stream`.
         any_language: also rate texts in languages that no passport covers.
 
     A text that cannot be rated gives a record with `error` and no scores. Raises EngineDown when the judge is gone.
@@ -158,7 +164,8 @@ def judge(
     from toolkit.judges import open_judge
 
     plots = [_plot(t) for t in texts]
-    opened = open_judge(judge, guard=guard, reason=16, languages=None if any_language else ("en", "zh"), on=on)
+    spoken = None if any_language else ("en", "zh")
+    opened = open_judge(judge, guard=guard, reason=16, languages=spoken, on=on, gpu_experts=gpu_experts)
     try:
         for plot in plots:
             yield opened.judge.rate(plot)

@@ -89,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--max-tokens", type=int, help="longest text (default: 220 for a plot, what a greeting's length needs)"
     )
+    cli_judging.place_flags(p, "where a GGUF model runs")
     p.add_argument(
         "--angles", action="store_true", help="ask for each plot from another angle, so that they differ more"
     )
@@ -213,6 +214,7 @@ def _write(args) -> None:
     premise = sys.stdin.read() if args.premise == "-" else args.premise
     seed = random.randrange(2**31) if args.seed is None else args.seed
     settings = {"model": args.model, "adapter": args.adapter, "seed": seed}
+    settings |= cli_judging.placed(args)
     settings |= {"temperature": args.temperature, "max_tokens": args.max_tokens, "angles": args.angles}
     if not 0 <= args.temperature <= 5:
         raise UserError(f"--temperature {args.temperature} is out of range: at least 0, at most 5")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
+from toolkit.cli_judging import place_flags, placed
 from toolkit.errors import UserError
 
 EXAMPLES = {
@@ -42,7 +43,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p.add_argument("--diversity-only", action="store_true", help="no quality")
     p.add_argument("--semantic", default="minilm", metavar="MODEL", help=_SEMANTIC)
     p.add_argument("--style", default="stylometry", metavar="MODEL", help=_STYLE)
-    p.add_argument("--on", choices=["auto", "cpu", "gpu"], default="auto", help="where GGUF writers and judges run")
+    place_flags(p, "where GGUF writers and judges run")
     p.add_argument("--seed", type=int, default=0, help="of the texts")
     p.add_argument("--out", type=Path, default=Path("runs/frontier"), help="folder (default: runs/frontier); the same command goes on from it, one with more writers or temperatures reuses it")  # fmt: skip
     p.add_argument("--json", action="store_true", help="figures as JSON")
@@ -144,7 +145,7 @@ def _writers(args, families: dict[str, str], own: dict, min_ps: list[float]) -> 
     room = max(4096, 16 * args.max_tokens + 2048)  # 16 texts are written side by side, beside their premises
 
     def opening(name: str, model: str, adapter: str | None, angled: bool):
-        engine = load_engine(model, n_ctx=room, lora=adapter, on=args.on)
+        engine = load_engine(model, n_ctx=room, lora=adapter, **placed(args))
         engine = Angled(engine) if angled else engine
         families[name] = engine.family
         return engine
@@ -267,7 +268,7 @@ def _judge(args):
     from toolkit.progress import say
     from toolkit.records import Plot, text_id
 
-    known = open_judge(args.judge, on=args.on)
+    known = open_judge(args.judge, **placed(args))
     known.judge.close()
     passport, name = known.passport, known.judge.name
     if passport is None:
@@ -283,7 +284,7 @@ def _judge(args):
 
     @contextmanager
     def opened():
-        judge = open_judge(args.judge, on=args.on).judge
+        judge = open_judge(args.judge, **placed(args)).judge
         try:
             yield lambda texts, premises: [
                 judge.rate(Plot(text_id(t), t, premise=p)).mean for t, p in zip(texts, premises, strict=True)

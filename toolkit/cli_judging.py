@@ -31,13 +31,24 @@ JUDGE_HELP = (
 )
 
 
+def place_flags(p: argparse.ArgumentParser, what: str) -> None:
+    """--on and --gpu-experts of a verb that runs GGUF files."""
+    p.add_argument("--on", choices=["auto", "cpu", "gpu"], default="auto", help=what)
+    p.add_argument("--gpu-experts", choices=["auto", "all", "none"], default="auto", help="a mixture's experts on the GPU: all, none (they stay in the computer's memory), or as it fits (default: auto)")  # fmt: skip
+
+
+def placed(args) -> dict[str, str]:
+    """What `place_flags` was told, for load_engine and open_judge."""
+    return {"on": args.on, "gpu_experts": args.gpu_experts}
+
+
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Declare the verbs; `verb(name, help)` gives each its parser."""
 
     def judging(p: argparse.ArgumentParser, flag: str = "--model") -> None:
         p.add_argument(flag, default="embedded", metavar="JUDGE", help=JUDGE_HELP)
         p.add_argument("--guard", choices=["none", "tags", "quote", "both"], default="tags", help="how texts are shown to it: marked off by tags, quoted line by line, both, or not at all (default: tags)")  # fmt: skip
-        p.add_argument("--on", choices=["auto", "cpu", "gpu"], default="auto", help="where a GGUF judge runs")
+        place_flags(p, "where a GGUF judge runs")
 
     p = verb("rate", "rate texts with a reward model you trained")
     p.add_argument("file", type=Path, help="JSONL with texts: ours, messages, ShareGPT, Alpaca …")
@@ -69,7 +80,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p.add_argument("judge", help=JUDGE_HELP)
     p.add_argument("--people", action="append", default=[], type=Path, metavar="FILE", help="JSONL with people's ratings: text, mean or ratings, group or prompt; may be repeated")  # fmt: skip
     p.add_argument("--guard", choices=["none", "tags", "quote", "both"], default="tags", help="as in judge")
-    p.add_argument("--on", choices=["auto", "cpu", "gpu"], default="auto", help="where a GGUF judge runs")
+    place_flags(p, "where a GGUF judge runs")
     p.add_argument(
         "--pairs", type=int, default=90, help="comparisons of known order, and of each file of people (default: 90)"
     )
@@ -127,7 +138,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     p.add_argument("--pairs", type=Path, help="write preference pairs made from the ratings there; no judge is asked")
     p.add_argument("--gap", type=float, default=1.0, help="least difference of people's means in a pair (default: 1)")
     p.add_argument("--guard", choices=["none", "tags", "quote", "both"], default="tags", help="as in judge")
-    p.add_argument("--on", choices=["auto", "cpu", "gpu"], default="auto", help="where a GGUF judge runs")
+    place_flags(p, "where a GGUF judge runs")
     p.add_argument("--scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="of people's ratings, where the file does not show it")  # fmt: skip
     p.add_argument("--out", type=Path, default=Path("calibration"), help="folder (default: calibration)")
     p.add_argument("--json", action="store_true", help="figures as JSON")
@@ -232,7 +243,7 @@ def judge(args) -> None:
     if args.panel or args.jury:
         _panel(args, plots)
         return
-    opened = open_judge(args.model, guard=args.guard, reason=16, languages=languages, on=args.on)
+    opened = open_judge(args.model, guard=args.guard, reason=16, languages=languages, **placed(args))
     rater = opened.judge
     if args.calibration:
         from toolkit.evaluate.calibrate import Calibrated
@@ -288,7 +299,7 @@ def _panel(args, plots) -> None:
     from toolkit.records import write_jsonl
 
     members = {
-        name: (lambda name=name: load_engine(name, n_ctx=8192, on=args.on))
+        name: (lambda name=name: load_engine(name, n_ctx=8192, **placed(args)))
         for name in dict.fromkeys((args.model, *args.jury))
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -359,7 +370,7 @@ def passport(args) -> None:
         from toolkit.people import read_people
 
         read_people(path)
-    opened = open_judge(args.judge, guard=args.guard, on=args.on)
+    opened = open_judge(args.judge, guard=args.guard, **placed(args))
     out = args.out or Path("runs") / "passports" / opened.identity
     from toolkit.hardware import require_writable
 
@@ -391,7 +402,7 @@ def compare(args) -> None:
     if len(set(args.writers)) < max(2, len(args.writers)):
         raise UserError("compare needs at least two different writers", "fablesmith compare embedded runs/quickstart …")
     premises = read_premises(args.premises).rows
-    opened = open_judge(args.judge, guard=args.guard, on=args.on)
+    opened = open_judge(args.judge, guard=args.guard, **placed(args))
     known = opened.passport
     threshold = 0.0 if known is None or args.trust_anyway else known.threshold
     say(_trust(opened, args.judge))
@@ -405,7 +416,7 @@ def compare(args) -> None:
     families: dict[str, str] = {}
 
     def opening(name: str):
-        engine = load_engine(name, on=args.on)
+        engine = load_engine(name, **placed(args))
         families[name] = engine.family
         return engine
 
@@ -414,7 +425,7 @@ def compare(args) -> None:
     figures = tournament(
         writers,
         premises,
-        lambda: open_judge(args.judge, guard=args.guard, on=args.on).judge,
+        lambda: open_judge(args.judge, guard=args.guard, **placed(args)).judge,
         args.out,
         sampling=sampling,
         per_premise=args.per_premise,
@@ -437,7 +448,7 @@ def sensitivity(args) -> None:
     from toolkit.records import read_plots
 
     good, bad = read_plots(args.good).rows, read_plots(args.bad).rows
-    opened = open_judge(args.model, guard=args.guard, on=args.on)
+    opened = open_judge(args.model, guard=args.guard, **placed(args))
     try:
         figures = measure(opened.judge, good, bad, args.out)
     finally:
@@ -496,7 +507,7 @@ def calibrate(args) -> None:
         if not args.votes.is_file():
             raise UserError(f"no file at {args.votes}", "vote first: fablesmith vote RUN")
         votes, _ = read_votes(args.votes)
-        opened = open_judge(args.judge, guard=args.guard, on=args.on)
+        opened = open_judge(args.judge, guard=args.guard, **placed(args))
         known = opened.passport
         try:
             found = agreement(opened.judge, votes, known.threshold if known else 0.0)
@@ -520,7 +531,7 @@ def calibrate(args) -> None:
             f"none of the aspects {', '.join(rated[0].mean)} is one of our dimensions",
             f"say which speaks of which: --map {next(iter(rated[0].mean))}=coherence",
         )
-    opened = open_judge(args.judge, guard=args.guard, on=args.on)
+    opened = open_judge(args.judge, guard=args.guard, **placed(args))
     try:
         found = calibrate_ratings(opened.judge, rated, aspects, args.out, args.scale, args.ratings.name)
     finally:

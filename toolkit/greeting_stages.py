@@ -103,7 +103,7 @@ def sft(recipe: Recipe, work) -> dict:
     rows = [(p.prompt, p.chosen) for p in curated_pairs(_labelled(work, "train"), _all_requests(work))]
     facts = train_sft(base, rows, recipe.sft, recipe.model, work.out, recipe.seed)
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
-    adapter_to_gguf(base, work.out / "adapter", base.gguf, work.out / "adapter.gguf")
+    adapter_to_gguf(work.out / "adapter", base.gguf, work.out / "adapter.gguf")
     return facts
 
 

@@ -12,7 +12,7 @@ from toolkit.errors import UserError
 from toolkit.evaluate.judge import GUARD, EngineJudge, Judge, ScoreJudge
 from toolkit.evaluate.passport import Material, Passport, make_passport
 from toolkit.hardware import cache_dir
-from toolkit.models.resolve import digest, exported_gguf, resolve
+from toolkit.models.resolve import digest, exported_adapter, exported_gguf, resolve
 from toolkit.narrative.dimensions import KEYS
 from toolkit.narrative.writing import whole_sentences, write_prompt
 from toolkit.people import read_people
@@ -51,6 +51,7 @@ def open_judge(
     reason: int = 0,
     languages: tuple[str, ...] | None = ("en", "zh"),
     on: str = "auto",
+    gpu_experts: str = "auto",
     n_ctx: int = 8192,
 ) -> Opened:
     """Open the judge that `spec` names.
@@ -58,7 +59,7 @@ def open_judge(
     Args:
         spec: what `load_engine` takes, or the folder of a reward model (RUN/reward).
         guard, reason, languages: as EngineJudge.
-        on: auto, cpu or gpu (llama.cpp).
+        on, gpu_experts: as load_engine.
 
     Raises:
         UserError: nothing stands behind `spec`.
@@ -71,7 +72,7 @@ def open_judge(
         judge = ScoreJudge(f"reward model {path}", model.score, model.config.languages)
         files = [p for p in sorted(path.glob("*.safetensors"))] + [path / "reward.json"]
         return Opened(judge, _identity(digest(files), "none"), path / "passport.json")
-    engine = load_engine(spec, n_ctx=n_ctx, on=on)
+    engine = load_engine(spec, n_ctx=n_ctx, on=on, gpu_experts=gpu_experts)
     judge = EngineJudge(engine, guard, reason, languages)
     weights, beside = _weights(str(spec), engine)
     return Opened(judge, _identity(weights, guard), beside, engine)
@@ -81,8 +82,9 @@ def _weights(spec: str, engine: Engine) -> tuple[str, Path | None]:
     """What tells this engine's weights from any other's, and where a passport can lie beside them."""
     gguf = getattr(engine, "path", None)
     if gguf is not None:
-        packaged = resolve("embedded").gguf == gguf
-        return digest([gguf]), None if packaged else gguf.with_suffix(".passport.json")
+        files = [gguf, *filter(None, [getattr(engine, "lora", None)])]
+        packaged = resolve("embedded").gguf == files[-1]
+        return digest(files), None if packaged else files[-1].with_suffix(".passport.json")
     if Path(spec).is_dir():
         files = [Path(spec) / "config.json", *sorted(Path(spec).glob("*.safetensors"))]
         return digest(files), Path(spec) / "passport.json"
@@ -96,7 +98,7 @@ def writer_weights(spec: str) -> str:
     """What tells a writer's weights from any other's, without opening it; its name where that is all there is."""
     path = exported_gguf(Path(spec)) or (resolve("embedded").gguf if spec == "embedded" else Path(spec))
     if path.is_file():
-        return digest([path])
+        return digest([path, *filter(None, [exported_adapter(Path(spec))])])
     return (
         digest([path / "config.json", *sorted(path.glob("*.safetensors"))])
         if (path / "config.json").is_file()

@@ -10,13 +10,14 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from toolkit.engines.load import layers_on
-from toolkit.models.catalogue import catalogue
+from toolkit.engines.placing import BUFFERS, placement
+from toolkit.models.catalogue import catalogue, entry
 from toolkit.models.dry import Job, dry_step
+from toolkit.models.gguf_file import BITS
 from toolkit.models.load import pick_dtype
 from toolkit.models.resolve import MADE, exported_gguf, resolve
 from toolkit.models.sizes import config_of, count
-from toolkit.recipe import LoraSettings, Recipe
+from toolkit.recipe import MERGED_BELOW, LoraSettings, Recipe
 
 GIB = 2**30
 CUDA_CONTEXT = 0.7  # GiB on the card before any tensor: the driver's context and cuBLAS' workspace (not measured)
@@ -26,7 +27,6 @@ PLAIN, TRAINS, READS = 0.1, 1.0, 0.4  # GiB of RAM of a process that only runs o
 PROMPT = 120  # tokens of a question and the chat template around it, ours at their longest
 KINDS = 6  # of damage (narrative.damage.HARM)
 CONTEXT = {"writer": 4096, "agent": 8192, "judge": 8192}  # tokens of llama.cpp's cache
-BITS = {"F16": 16.0, "Q8_0": 8.5, "Q6_K": 6.57, "Q5_K_M": 5.7, "Q4_K_M": 4.9}  # a weight, as llama.cpp mixes them
 LOOK_ROWS, READ_ROWS = 16, 4  # answers that a tripwire writes and reads at once
 
 
@@ -42,11 +42,12 @@ class Use:
 
 @dataclass(frozen=True)
 class Engine:
-    """A GGUF in llama.cpp: bytes of the file, and of the cache of one token."""
+    """A GGUF in llama.cpp: bytes of the file, and of the cache of one token; `experts` is the share of the file that they are."""
 
     name: str
     file: float
     token: float
+    experts: float = 0.0
 
     def bytes(self, context: int) -> float:
         return self.file + self.token * context + 0.3 * GIB  # buffers of 512 tokens
@@ -252,10 +253,15 @@ class Run:
             return None
         if name in ("base", "sft", "writer"):
             m = self.recipe.model
-            size = Path(m.gguf).stat().st_size if m.gguf else self.gguf_bytes(m.quantisation)
-            return Engine("base", size, self.sizes.cache * 2)
+            size = self.gguf_bytes(m.quantisation)
+            if m.gguf:  # a file, or a name of the catalogue
+                size = Path(m.gguf).stat().st_size if Path(m.gguf).is_file() else entry(m.gguf).size_gb * 1e9
+            return Engine("base", size, self.sizes.cache * 2, self.sizes.experts / self.sizes.total)
+        if name == "aligned" and not self.merges():
+            return self.engine("base")
         if name == "aligned":
-            return Engine(name, self.gguf_bytes(self.recipe.export.quantisation), self.sizes.cache * 2)
+            size = self.gguf_bytes(self.recipe.export.quantisation)
+            return Engine(name, size, self.sizes.cache * 2, self.sizes.experts / self.sizes.total)
         for e in catalogue():
             if e.name == name.lower():
                 return Engine(name, e.size_gb * 1e9, max(0.0, e.memory_gb - e.size_gb - 0.5) * 1e9 / 8192)
@@ -265,19 +271,34 @@ class Run:
         sizes = count(config_of(resolve(name)))  # a folder or hub id, through transformers in 16 bit
         return Engine(name, sizes.total * 2, sizes.cache * 2)
 
+    def merges(self) -> bool:
+        """Whether the export merges, or hands out the adapter alone."""
+        wanted = self.recipe.export.merge
+        return wanted == "always" or (wanted == "auto" and self.sizes.total < MERGED_BELOW)
+
     def gguf_bytes(self, quantisation: str) -> float:
         return self.sizes.total * BITS[quantisation] / 8
 
     def _with_engine(self, use: Use, engine: Engine | None, context: int, on: str = "auto") -> Use:
-        """`use` with a GGUF open beside it: on the card where it has room, as `load_engine` decides, else in RAM."""
+        """`use` with a GGUF open beside it, as `load_engine` decides: on the card where it has room, a mixture's experts in
+        RAM where the rest has, else all in RAM."""
         if engine is None:
             return use
         size, taken = engine.bytes(context) / GIB, sum(use.vram.values())
         part = {engine.name: size}
-        if self.gpu and layers_on(on, int(engine.file), True, int((self.vram - taken - CUDA_CONTEXT) * GIB)):
-            return dataclasses.replace(
-                use, vram={**(use.vram or {"CUDA": CUDA_CONTEXT}), **part}, ram={**(use.ram or {"llama.cpp": READS})}
-            )
+        if self.gpu:
+            kept = engine.file * engine.experts
+            beside = lambda: int(engine.file - kept + engine.token * context + BUFFERS) if kept else None  # noqa: E731
+            free = int((self.vram - taken - CUDA_CONTEXT) * GIB)
+            layers, in_ram = placement(on, "auto", int(engine.file), True, free, beside)
+            if layers:
+                ram = {f"experts of {engine.name}": kept / GIB} if in_ram else {}
+                part = {engine.name: size - sum(ram.values())}
+                return dataclasses.replace(
+                    use,
+                    vram={**(use.vram or {"CUDA": CUDA_CONTEXT}), **part},
+                    ram={**(use.ram or {"llama.cpp": READS}), **ram},
+                )
         return dataclasses.replace(use, ram={**(use.ram or {"llama.cpp": READS}), **part})
 
     def _reading(self, name: str, context: str, on: str = "auto") -> Use:
@@ -326,7 +347,12 @@ class Run:
         return Use(ram={"converter": TRAINS + largest}, kept=kept, scratch={"16-bit GGUF": weights})
 
     def _export(self) -> Use:
-        """Merged a file of weights at a time, converted, quantised."""
+        """Merged a few matrices at a time, converted, quantised; or the adapter alone.
+
+        The proof holds the base in torch as training did, and less beside it, so that it is never the largest.
+        """
+        if not self.merges():
+            return self._reading("base", "writer")
         weights = self.sizes.total * 2 / GIB
         ram = {
             "python and torch": TRAINS + (HOST if self.gpu else 0),

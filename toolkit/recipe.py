@@ -19,6 +19,7 @@ from toolkit.errors import UserError
 
 SHIPPED = "shipped"
 WEIGHTED = ("ddpo", "dorpo")  # losses that count a pair by its chosen answer's deviation
+MERGED_BELOW = 8e9  # parameters: `export.merge: auto` merges smaller models
 QUANTISATIONS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
 
 
@@ -35,7 +36,10 @@ class ModelSettings:
     id: str = setting(
         "embedded", "embedded, embedded-moe (the same as a mixture), a folder of safetensors, or a hub id"
     )
-    gguf: str = setting("", "a GGUF of the same weights, for llama.cpp; made from the weights when empty")
+    gguf: str = setting(
+        "",
+        "a GGUF of the same weights, for llama.cpp: a file or a name of the catalogue; made from the weights when empty",
+    )
     quantisation: str = setting("F16", "of the GGUF made when none is given", one_of=QUANTISATIONS)
     dtype: str = setting("auto", "of the frozen weights", one_of=("auto", "float32", "bfloat16", "float16"))
     four_bit: bool = setting(False, "NF4 with double quantisation (QLoRA)")
@@ -311,7 +315,13 @@ class SafetySettings:
 
 @dataclass(frozen=True)
 class ExportSettings:
-    quantisation: str = setting("Q8_0", "of the GGUF", one_of=QUANTISATIONS)
+    quantisation: str = setting("Q8_0", "of the merged GGUF", one_of=QUANTISATIONS)
+    merge: str = setting(
+        "auto",
+        "one GGUF with the training in it (always), or the adapter alone for the base's GGUF (never); auto: alone from "
+        "8 billion parameters, where 16-bit copies of the whole model cost more disk than they are worth",
+        one_of=("auto", "always", "never"),
+    )
 
 
 @dataclass(frozen=True)
@@ -536,12 +546,17 @@ def _value(kind, value, limits, where: str):
     return value
 
 
+def _is_path(name: str) -> bool:
+    """Whether `name` means a file rather than a name of the catalogue."""
+    return "/" in name or "\\" in name or name.endswith(".gguf")
+
+
 def _check_files(recipe: Recipe, lines: dict, file: str) -> None:
     for dotted, name in (
         ("premises.file", recipe.premises.file),
         ("premises.plots", recipe.premises.plots),
         ("pairs.file", recipe.pairs.file),
-        ("model.gguf", recipe.model.gguf),
+        ("model.gguf", recipe.model.gguf if _is_path(recipe.model.gguf) else ""),
         ("evaluate.people", recipe.evaluate.people),
         ("requests.file", recipe.requests.file),
         ("requests.labelled", recipe.requests.labelled),

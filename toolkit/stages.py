@@ -56,19 +56,20 @@ def model(recipe: Recipe, work) -> dict:
 
     The embedded model's own file is not taken: llama.cpp reads its Q4_1 2.6 times slower than F16 (docs/results.md).
     """
-    from toolkit.export.gguf import convert, quantise
+    from toolkit.export.gguf import base_to_gguf
+    from toolkit.models.catalogue import named_gguf
+    from toolkit.models.gguf_file import check_same_model
     from toolkit.models.load import ensure_weights, fingerprint, weights_folder
     from toolkit.models.resolve import resolve
 
-    found = resolve(recipe.model.id, recipe.model.gguf or None)
+    named = named_gguf(recipe.model.gguf)
+    found = resolve(recipe.model.id)
     ensure_weights(found)
-    if not recipe.model.gguf:
-        f16 = work.out / "f16.gguf"
-        convert(weights_folder(found), f16)
-        quantise(f16, work.out / "base.gguf", recipe.model.quantisation)
-        f16.unlink(missing_ok=True)
-    gguf = str(Path(recipe.model.gguf).resolve()) if recipe.model.gguf else "base.gguf"
-    facts = {"id": found.id, "gguf": gguf, "fingerprint": fingerprint(found)}
+    if named:
+        check_same_model(named, found)
+    else:
+        base_to_gguf(weights_folder(found), recipe.model.quantisation, work.out / "base.gguf")
+    facts = {"id": found.id, "gguf": str(named) if named else "base.gguf", "fingerprint": fingerprint(found)}
     save_json(work.out / "model.json", facts)
     return facts
 
@@ -379,34 +380,11 @@ def _tripwire(recipe: Recipe, work, rows: list[PreferencePair]):
 
 
 def export(recipe: Recipe, work) -> dict:
-    """NAME-QUANTISATION.gguf, adapter.gguf, export.json with the proof."""
-    import shutil
+    """adapter.gguf, NAME-QUANTISATION.gguf where the model is merged, export.json with the proof, README.md."""
+    from toolkit.export.export import export_model
 
-    from toolkit.export.gguf import adapter_to_gguf, convert, quantise
-    from toolkit.export.merge import merge_adapter
-    from toolkit.export.proof import prove_export
-    from toolkit.hardware import require_disk
-
-    base, adapter, kind = base_of(work), work.of(recipe.align) / "adapter", recipe.export.quantisation
-    require_disk(work.out, base.gguf.stat().st_size / 2**20 * 6, "the export")
-    merged, f16, final = work.out / "merged", work.out / "f16.gguf", work.out / f"{recipe.name}-{kind}.gguf"
-    steps = bar(total=5, desc="export", unit="step")
-    merge_adapter(base, adapter, merged)
-    steps.update()
-    convert(merged, f16)
-    steps.update()
-    quantise(f16, final, kind)
-    steps.update()
-    adapter_to_gguf(base, adapter, base.gguf, work.out / "adapter.gguf")
-    steps.update()
-    proof = prove_export(merged, f16, final, kind, base.gguf, work.out / "adapter.gguf")
-    steps.update()
-    steps.close()
-    shutil.rmtree(merged)
-    f16.unlink(missing_ok=True)
-    facts = {"gguf": final.name, "adapter": "adapter.gguf", "quantisation": kind, "proof": proof}
-    save_json(work.out / "export.json", facts)
-    return {**facts, "megabytes": round(final.stat().st_size / 2**20)}
+    base, adapter = base_of(work), work.of(recipe.align) / "adapter"
+    return export_model(base, adapter, recipe.name, recipe.export, recipe.model, work.out)
 
 
 def passport(recipe: Recipe, work) -> dict:
@@ -448,10 +426,7 @@ def evaluate(recipe: Recipe, work) -> dict:
         max_tokens=c.max_tokens,
         seed=recipe.seed * 1000 + 500,
     )
-    writers = {
-        "base": base_of(work).gguf,
-        "aligned": work.of("export") / load_json(work.of("export") / "export.json")["gguf"],
-    }
+    writers = {"base": lambda: load_engine(base_of(work).gguf), "aligned": lambda: load_engine(work.root)}
     todo = read_jsonl(work.of("premises") / "test.jsonl", Premise)
 
     def score(texts: list[str]):

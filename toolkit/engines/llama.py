@@ -22,6 +22,7 @@ from toolkit.engines.base import (
     tidy_reason,
     trim_at_stop,
 )
+from toolkit.engines.placing import experts_to_ram
 from toolkit.engines.schema import Mask
 from toolkit.errors import Stopped, UserError
 from toolkit.hardware import physical_cores
@@ -37,12 +38,21 @@ class LlamaEngine:
         n_ctx: cache size in tokens, shared by the sequences decoded side by side.
         lora: a GGUF adapter to put on top, or None.
         gpu_layers: layers on the GPU where llama.cpp was built for one; -1 is all.
+        experts_in_ram: a mixture's experts stay in the computer's memory whatever the GPU takes; `in_ram` names the
+            tensors that llama.cpp kept there.
 
     Raises:
         UserError: the file is missing, truncated, not a GGUF, or has no chat template.
     """
 
-    def __init__(self, path: str | Path, n_ctx: int = 4096, lora: str | Path | None = None, gpu_layers: int = -1):
+    def __init__(
+        self,
+        path: str | Path,
+        n_ctx: int = 4096,
+        lora: str | Path | None = None,
+        gpu_layers: int = -1,
+        experts_in_ram: bool = False,
+    ):
         import llama_cpp as C
 
         self.C, self.path, self.name = C, Path(path), f"llama.cpp:{Path(path).name}"
@@ -51,7 +61,12 @@ class LlamaEngine:
         C.llama_backend_init()
         params = C.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        overrides = experts_to_ram(C) if experts_in_ram else None  # llama.cpp reads it while loading
+        params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+        _overridden.clear()
         self.model = C.llama_model_load_from_file(str(self.path).encode(), params)
+        self.in_ram = tuple(_overridden)
+        self.lora = Path(lora) if lora else None
         if not self.model:
             raise UserError(
                 f"llama.cpp cannot load {self.path}: {_last_error()}",
@@ -428,10 +443,12 @@ def check_gguf(path: Path) -> None:
 
 
 _log_lines: list[str] = []
+_overridden: list[str] = []
 
 
 def silence(C) -> None:
-    """llama.cpp writes hundreds of lines to stderr while loading: keep the last errors for our own message."""
+    """llama.cpp writes hundreds of lines to stderr while loading: keep the last errors for our own message, and the
+    names of the tensors that it put elsewhere than usual."""
     global _log_callback
 
     @C.llama_log_callback
@@ -439,6 +456,8 @@ def silence(C) -> None:
         if level == 4 and text:  # GGML_LOG_LEVEL_ERROR
             _log_lines.append(text.decode(errors="replace").strip())
             del _log_lines[:-4]
+        elif level == 1 and text and b"buffer type overridden" in text:  # GGML_LOG_LEVEL_DEBUG: "tensor NAME (…"
+            _overridden.append(text.decode(errors="replace").split()[1])
 
     _log_callback = keep  # ctypes must not collect it
     C.llama_log_set(keep, ctypes.c_void_p(0))

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.engines.base import Sampling
-from toolkit.engines.llama import LlamaEngine
+from toolkit.engines.base import Engine, Sampling
 from toolkit.evaluate.judge import Judge, Verdict
 from toolkit.narrative.dimensions import KEYS
 from toolkit.narrative.writing import whole_sentences, write_prompt
@@ -18,7 +17,7 @@ from toolkit.stats import bootstrap, cluster_bootstrap, length_controlled, round
 
 
 def duel_stage(
-    writers: dict[str, Path],
+    writers: dict[str, Callable[[], Engine]],
     premises: list[Premise],
     per_premise: int,
     sampling: Sampling,
@@ -31,7 +30,7 @@ def duel_stage(
     """Write, judge and score; everything grows on disk and is reused after a kill.
 
     Args:
-        writers: {"base": GGUF, "aligned": GGUF}; both draw with the same seeds.
+        writers: "base" and "aligned", each opened when its turn comes; both draw with the same seeds.
         score: texts → (N, 5) rewards; None leaves the mean reward out.
         threshold: of the judge's passport (Verdict.outcome).
         beside: the judge is in memory beside the second writer and judges while that writes (for a judge on the CPU
@@ -45,8 +44,8 @@ def duel_stage(
     bench = _Bench(open_judge, plots, per_premise, len(premises), out / "verdicts.jsonl")
     early: list[Future] = []
     with ThreadPoolExecutor(1) as pool:
-        for name, gguf in writers.items():
-            for unit in _write(name, gguf, premises, per_premise, sampling, plots, path):
+        for name, open_writer in writers.items():
+            for unit in _write(name, open_writer, premises, per_premise, sampling, plots, path):
                 if beside and name == "aligned":
                     early.append(pool.submit(bench.judge, unit))
     for job in early:
@@ -67,14 +66,14 @@ def duel_stage(
     return {**known, **summarise(verdicts, plots, scores, threshold)}
 
 
-def _write(name, gguf, premises, per_premise, sampling, plots, path) -> Iterator[list[Premise]]:
+def _write(name, open_writer, premises, per_premise, sampling, plots, path) -> Iterator[list[Premise]]:
     """Let one writer write what is not in `plots` yet, in fixed units; yields each unit as it is on disk."""
     units = list(batched(premises, max(1, 12 // per_premise)))
     have = {p.premise_id for p in plots.values() if p.origin == name}
     units = [u for u in units if not {p.id for p in u} <= have]
     if not units:
         return
-    engine = LlamaEngine(gguf)
+    engine = open_writer()
     append_jsonl(path.with_name("families.jsonl"), [{"writer": name, "family": engine.family}])
     progress = bar(total=len(premises), desc=name, unit="premise", initial=len(have))
     for unit in units:

@@ -357,11 +357,12 @@ def _watch(work) -> list[str]:
 def _export(work) -> list[str]:
     facts = work.card("export")["facts"]
     proof = facts["proof"]
+    f16 = f"f16 {proof['f16_mean_difference']:.4f}, " if "f16_mean_difference" in proof else ""
     rows = [
-        ["file", f"{facts['gguf']} ({facts['megabytes']} MB), and {facts['adapter']} for the base GGUF"],
+        ["file", f"{facts['gguf']} ({facts['megabytes']} MB), and {facts['adapter']} for the base GGUF" if facts["merged"] else f"{facts['adapter']} ({facts['megabytes']} MB), for {facts['base_gguf']}"],
         ["chat template", f"same token ids in {proof['chats_with_equal_tokens']} conversations; EOS {proof['eos']}, BOS {proof['bos']}"],
-        ["log-probabilities", f"f16 {proof['f16_mean_difference']:.4f}, {facts['quantisation']} {proof['mean_difference']:.4f} nats a token from the trained model over {proof['tokens']} tokens (allowed {proof['tolerance']})"],
-        ["adapter file", f"{proof['adapter_mean_difference']:.4f} nats a token from the f16 file; moves the base as training did (correlation {proof['adapter_change_correlation']:.3f})"],
+        ["log-probabilities", f"{f16}{facts['quantisation']} {proof['mean_difference']:.4f} nats a token from the trained model (torch, {proof['torch']}) over {proof['tokens']} tokens (allowed {proof['tolerance']})"],
+        ["adapter file", f"{proof['adapter_mean_difference']:.4f} nats a token from what training changed; moves the base as training did (correlation {proof['adapter_change_correlation']:.3f})"],
         ["distance from the base", f"{proof['mean_change_from_base']:.4f} nats a token; greedy text {'differs' if proof['greedy_text_differs_from_base'] else 'is the same'}"],
     ]  # fmt: skip
     return ["<h2>The exported model</h2>", _table(["proof", ""], rows)]

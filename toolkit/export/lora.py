@@ -60,11 +60,12 @@ def place(name: str) -> Place:
     return Place(name.replace("block_sparse_moe.router.layer", "mlp.router").replace("block_sparse_moe.", "mlp."))
 
 
-def read_adapter(folder: Path, experts: int = 0) -> dict[str, Lora]:
+def read_adapter(folder: Path, experts: int = 0, interleaved: bool = False) -> dict[str, Lora]:
     """The adapter in `folder`: common name → Lora; of experts "…mlp.experts.gate", ".up" and ".down".
 
     Args:
         experts: how many the base model has (0: it is dense), which an adapter on fused experts does not say.
+        interleaved: its fused tensors hold gate and up row by row (gpt-oss), instead of one after the other.
 
     Raises:
         UserError: no LoRA (DoRA, whole modules trained beside it), or fused experts that cannot be told apart.
@@ -100,7 +101,7 @@ def read_adapter(folder: Path, experts: int = 0) -> dict[str, Lora]:
     for (key, kind), one in stacks.items():
         found[f"{key}.{kind}"] = _stack(one, experts)
     for key, loras in fused.items():
-        found |= _unfuse(key, loras, settings, folder)
+        found |= _unfuse(key, loras, settings, folder, interleaved)
     return found
 
 
@@ -119,7 +120,7 @@ def _stack(loras: dict[int, Lora], experts: int) -> Lora:
     return Lora(torch.stack([x.a for x in each]), torch.stack([x.b for x in each]), some.scale)
 
 
-def _unfuse(key: str, loras: list[Lora], settings: dict, folder: Path) -> dict[str, Lora]:
+def _unfuse(key: str, loras: list[Lora], settings: dict, folder: Path, interleaved: bool) -> dict[str, Lora]:
     """LoRA on a fused gate_up_proj and down_proj → gate, up and down. The adapter file does not say which is which."""
     names = {t.rpartition(".")[2] for t in settings.get("target_parameters") or ()}
     up = down = None
@@ -135,7 +136,7 @@ def _unfuse(key: str, loras: list[Lora], settings: dict, folder: Path) -> dict[s
         raise UserError(f"the adapter in {folder} has LoRA on {key} of an unknown layout", "train attention LoRA alone")
     found = {f"{key}.down": down} if down else {}
     if up:
-        half = up.b.shape[1] // 2
-        found[f"{key}.gate"] = Lora(up.a, up.b[:, :half], up.scale)
-        found[f"{key}.up"] = Lora(up.a, up.b[:, half:], up.scale)
+        gate_b, up_b = (up.b[:, ::2], up.b[:, 1::2]) if interleaved else up.b.chunk(2, 1)
+        found[f"{key}.gate"] = Lora(up.a, gate_b, up.scale)
+        found[f"{key}.up"] = Lora(up.a, up_b, up.scale)
     return found

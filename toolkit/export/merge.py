@@ -91,6 +91,11 @@ def _keys(where: Place) -> list[str]:
 
 def _check(loras: dict[str, Lora], headers: dict[Path, dict], config: dict, source: Path) -> None:
     """Raise UserError unless every LoRA finds its tensors, of its shape, in floating point."""
+    if config.get("model_type") == "gpt_oss" and any(".mlp.experts." in key for key in loras):
+        raise UserError(
+            f"the adapter changes experts of {source}, which gpt-oss stores transposed, usually in 4 bits",
+            "set export.merge: never: the adapter alone can be exported",
+        )
     left = set(loras)
     for header in headers.values():
         for name, tensor in header.items():
@@ -107,9 +112,7 @@ def _check(loras: dict[str, Lora], headers: dict[Path, dict], config: dict, sour
                 if tensor["shape"][-2:] != [rows * len(_keys(where)), columns]:
                     raise UserError(
                         f"the adapter changes {rows} × {columns} of {name}, which is {tensor['shape']}",
-                        "it was trained on another model"
-                        if config.get("model_type") != "gpt_oss"
-                        else "gpt-oss keeps its experts transposed: train attention LoRA alone",
+                        "it was trained on another model",
                     )
                 left.discard(key)
     if left:

@@ -104,6 +104,13 @@ def fetch(entry: Entry) -> Path:
     return path
 
 
+def named_gguf(name: str) -> Path | None:
+    """A GGUF file by its path or its name in the catalogue (fetched the first time); None for "". Raises UserError."""
+    if not name:
+        return None
+    return Path(name).resolve() if Path(name).is_file() else fetch(entry(name))
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -80,8 +80,14 @@ def digest(files: list[Path]) -> str:
 
 
 def exported_gguf(run: Path) -> Path | None:
-    """The GGUF that a finished run exported, or None when `run` is not such a folder."""
+    """The GGUF to load of what a finished run handed out, or None when `run` is no such folder: its model, or the base's
+    where only an adapter was made (`exported_adapter`)."""
     card = run / "export" / "export.json"
-    if not card.is_file():
-        return None
-    return card.parent / json.loads(card.read_text())["gguf"]
+    return card.parent / json.loads(card.read_text(encoding="utf-8"))["gguf"] if card.is_file() else None
+
+
+def exported_adapter(run: Path) -> Path | None:
+    """The GGUF adapter that goes on `exported_gguf`; None where the model holds the training already."""
+    card = run / "export" / "export.json"
+    known = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else {}
+    return None if known.get("merged", True) else card.parent / known["adapter"]

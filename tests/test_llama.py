@@ -75,6 +75,25 @@ def test_options_have_the_probabilities_that_transformers_gives(tiny, tiny_gguf)
     here.close()
 
 
+def test_an_answers_log_probabilities_are_those_of_transformers(tiny, tiny_gguf):
+    from toolkit.engines.hf import TransformersEngine
+    from toolkit.models.load import load_model, load_tokenizer
+    from toolkit.models.resolve import resolve
+
+    model = resolve(str(tiny))
+    one = load_engine(tiny_gguf)
+    other = TransformersEngine(load_model(model, dtype="float32"), load_tokenizer(model))
+    ids, logps = one.answer_logps(PROMPTS[0], "The ferryman waits for the tide.")
+    theirs, expected = other.answer_logps(PROMPTS[0], "The ferryman waits for the tide.")
+    assert ids.tolist() == theirs.tolist()
+    assert logps.shape == (len(ids), one.n_vocab)
+    np.testing.assert_allclose(np.exp(logps).sum(1), 1, rtol=1e-3)
+    np.testing.assert_allclose(logps, expected, atol=0.05)
+    whole = one.chat_tokens(PROMPTS[0]) + ids.tolist()
+    np.testing.assert_allclose(logps[range(len(ids)), ids], one.logps(whole)[-len(ids) :], atol=1e-3)
+    one.close()
+
+
 def test_prompts_that_begin_alike_get_the_same_verdict_as_alone(tiny_gguf):
     engine = load_engine(tiny_gguf)
     together = engine.choose(PROMPTS + PROMPTS[:1], ["1", "2"])

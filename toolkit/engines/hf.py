@@ -129,3 +129,14 @@ class TransformersEngine:
                 text = self._one(ids, Sampling(temperature=0, max_tokens=reason, stop=("\n",)), 0)
             choices.append(Choice(tuple(logps.tolist()), tidy_reason(text)))
         return choices
+
+    def answer_logps(self, prompt: Messages, answer: str):
+        """As LlamaEngine's: (token ids (T), log-probabilities (T, V), nats) of each token of `answer`."""
+        import torch
+
+        before, ids = self._tokens(prompt), self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        self._check_room(len(before) + len(ids))
+        with torch.inference_mode():
+            whole = torch.tensor([before + ids], device=self.model.device)
+            logits = self.model(whole, logits_to_keep=len(ids) + 1).logits[0, :-1].float()
+        return torch.tensor(ids).numpy(), logits.log_softmax(-1).cpu().numpy()

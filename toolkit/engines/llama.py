@@ -396,6 +396,14 @@ class LlamaEngine:
         rows = [logits.astype(np.float64) for _, _, logits in self._prefill([tokens], 0, every=True)]
         return np.array([row[nxt] - np.logaddexp.reduce(row) for row, nxt in zip(rows, tokens[1:], strict=False)])
 
+    def answer_logps(self, prompt: Messages, answer: str) -> tuple[np.ndarray, np.ndarray]:
+        """What this model would have said at each token of `answer`: (token ids (T), log-probabilities (T, V), nats)."""
+        before, ids = self.chat_tokens(prompt), self.tokenize(answer, special=False)
+        seen = enumerate(self._prefill([before + ids], 0, every=True))
+        rows = [row.copy() for at, (_, _, row) in seen if len(before) - 1 <= at < len(before) + len(ids) - 1]
+        logits = np.array(rows, dtype=np.float32).reshape(len(ids), self.n_vocab)
+        return np.array(ids), logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+
 
 class _Answer:
     """Bytes of one answer: holds back unfinished characters and anything that may become a stop text."""

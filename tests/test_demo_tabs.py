@@ -5,8 +5,8 @@ import sys
 import time
 
 import pytest
+from test_demo import Opened, Writer, wait_for, wish
 
-from tests.test_demo import Opened, Writer, wait_for, wish
 from toolkit.demo import comparing, judging, parts, running, runview, verdict
 from toolkit.demo.comparing import Pair, Progress
 from toolkit.demo.desk import Desk, Job, Models

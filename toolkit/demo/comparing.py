@@ -3,12 +3,13 @@
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from toolkit.demo.desk import Job, Models
 from toolkit.demo.drafting import SIZES, Wish, draft_prompt, writer
 from toolkit.engines.base import Sampling
 from toolkit.errors import UserError
+from toolkit.narrative.writing import whole_sentences
 from toolkit.records import Plot, text_id
 
 
@@ -61,11 +62,13 @@ def write_pair(wish: Wish, first: tuple[str, str], second: tuple[str, str]):
             finally:
                 pieces.close()
             id = text_id(f"{wish.premise} {wish.seed}", "p")
-            plots.append(Plot(f"{id}-{place}", text.strip(), text_id(wish.premise, "p"), wish.premise, origin=name))
+            plots.append(
+                Plot(f"{id}-{place}", whole_sentences(text), text_id(wish.premise, "p"), wish.premise, origin=name)
+            )
         if not all(p.text for p in plots):
             raise UserError("a model wrote nothing", "try again, or another premise")
         if plots[0].text == plots[1].text:
             raise UserError("both wrote the same words", "raise the temperature, or compare other models")
-        yield Pair(wish.premise, tuple(replace(p) for p in plots))
+        yield Pair(wish.premise, tuple(plots))
 
     return work

@@ -28,7 +28,7 @@ def page(house: House, language: str) -> gr.Blocks:
     with gr.Blocks(title="Fablesmith", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(_header(w, other), elem_id="top")
         chosen = []
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
             for name, tab in TABS.items():
                 with gr.Tab(w(f"tab.{name}"), id=name) as opening:
                     built = tab.build(house, w)

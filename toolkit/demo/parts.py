@@ -138,6 +138,6 @@ def count(words: Words, figures: dict, path: str) -> str:
     return f"<div class='shares'>{''.join(rows)}</div><p class='uses'>{uses}</p>"
 
 
-def about(recipe: dict) -> str:
+def about(recipe) -> str:
     """What a recipe does and needs."""
-    return f"<p class='about'>{esc(recipe['about'])}<br><span class='quiet'>{esc(recipe['memory'])}</span></p>"
+    return f"<p class='about'>{esc(recipe.about)}<br><span class='quiet'>{esc(recipe.memory)}</span></p>"

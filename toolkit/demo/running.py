@@ -144,12 +144,13 @@ def pictures(house: House, folder: Path) -> dict[str, Path]:
 # ---- training
 
 
-def recipes() -> dict[str, dict]:
-    """Name → {"about", "memory"} of the shipped recipes."""
+def recipes() -> list[str]:
+    """Names of the shipped recipes, the quickstart first."""
     from toolkit.recipe import recipes_folder
 
-    found = [load_recipe(str(path)) for path in sorted(recipes_folder().glob("*.yaml"))]
-    return {r.name: {"about": r.about, "memory": r.memory} for r in sorted(found, key=lambda r: r.name != "quickstart")}
+    return sorted(
+        (path.stem for path in recipes_folder().glob("*.yaml")), key=lambda name: (name != "quickstart", name)
+    )
 
 
 class Training:
@@ -187,6 +188,13 @@ class Training:
         note = {"pid": process.pid, "recipe": recipe, "sets": sets, "born": _born(process.pid)}
         (folder / NOTE).write_text(json.dumps(note), encoding="utf-8")
         return folder
+
+    def folder(self, name) -> Path:
+        """The folder of a run, one that has only just been started included. Raises UserError as `House.run`."""
+        plain = isinstance(name, str) and NAME.fullmatch(name)
+        if plain and (self.house.runs / name / NOTE).is_file():
+            return self.house.runs / name
+        return self.house.run(name)
 
     def at_work(self, folder: Path) -> bool:
         """Whether a run works in the folder, whoever started it."""

@@ -1,6 +1,7 @@
 """A run as HTML: where its stages stand, curves, pairs with reasons, charts, what it made."""
 
 import base64
+import re
 from pathlib import Path
 from urllib.parse import quote
 
@@ -83,9 +84,9 @@ def _pairs(w: Words, folder: Path) -> str:
             for k, gap in sorted(scores, key=lambda x: -x[1])
             if k in ("character", "tone", "pacing", "coherence", "emotion")
         )
-        asked = str(row["prompt"]).strip().rsplit("\n", 1)[-1]
+        asked = re.sub(r"^(Premise: |前提：|Request: |要求：)", "", str(row["prompt"]).strip().rsplit("\n", 1)[-1])
         rows.append(
-            f"<details class='pair'><summary>{esc(asked[:160])}<span>{esc(why)}</span></summary><div class='cards n2'>"
+            f"<details class='preference'><summary>{esc(asked[:160])}<span>{esc(why)}</span></summary><div class='cards n2'>"
             f"<article class='card'><header><h3>{esc(w('runs.chosen'))}</h3></header>{prose(str(row['chosen']))}</article>"
             f"<article class='card'><header><h3>{esc(w('runs.rejected'))}</h3></header>{prose(str(row['rejected']))}</article></div></details>"
         )

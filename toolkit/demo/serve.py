@@ -1,5 +1,7 @@
 """The server: both languages of the page on one port, to this machine only unless told otherwise, with nothing from elsewhere."""
 
+import asyncio
+import contextlib
 import socket
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from toolkit.demo.words import LANGUAGES
 from toolkit.errors import UserError
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
+READERS = 256  # people whose requests may wait at once; Gradio's own 40 would hold up everybody's other clicks
 LARGEST = 8 * 2**20  # bytes of a request: a book fits, what does not is refused unread
 # The browser itself forbids whatever would leave this machine, should an escape ever fail. Gradio's templates need eval.
 POLICY = (
@@ -57,6 +60,41 @@ class Guard:
         await self.app(scope, receive, with_headers)
 
 
+class Pages:
+    """Makes a language's page when it is first asked for: the other one costs nothing at the start."""
+
+    def __init__(self, app, house: House, top: FastAPI):
+        self.app, self.house, self.top, self.made, self.lock = app, house, top, set(), asyncio.Lock()
+
+    async def __call__(self, scope, receive, send):
+        name = scope.get("path", "/").split("/")[1] if scope["type"] == "http" else ""
+        if name in LANGUAGES and name not in self.made:
+            async with self.lock:
+                if name not in self.made:
+                    await self._make(name)
+                    self.made.add(name)
+        await self.app(scope, receive, send)
+
+    async def _make(self, name: str) -> None:
+        """What `gr.mount_gradio_app` leaves to the start of the server, which is over, is done here."""
+        blocks = await asyncio.to_thread(page, self.house, name)
+        blocks.max_threads = READERS
+        blocks.queue(default_concurrency_limit=None, api_open=False)
+        gr.mount_gradio_app(
+            self.top, blocks, f"/{name}", ssr_mode=False, max_file_size=LARGEST, favicon_path=str(ICON), **looks()
+        )
+        mounted = self.top.router.routes[-1].app
+        await self.top.state.stack.enter_async_context(mounted.router.lifespan_context(mounted))
+        blocks.run_startup_events()
+        await blocks.run_extra_startup_events()
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI):
+    async with contextlib.AsyncExitStack() as app.state.stack:
+        yield
+
+
 def application(house: House, language: str = "", hosts: list[str] | None = None) -> FastAPI:
     """The whole server as an ASGI app.
 
@@ -64,7 +102,8 @@ def application(house: House, language: str = "", hosts: list[str] | None = None
         language: the one shown at /; by default the browser's.
         hosts: names this server answers to; None: any.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
+    app.add_middleware(Pages, house=house, top=app)
     app.add_middleware(Guard)
     if hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
@@ -93,18 +132,6 @@ def application(house: House, language: str = "", hosts: list[str] | None = None
     def manifest():
         return {"name": "Fablesmith", "icons": []}
 
-    for name in LANGUAGES:
-        blocks = page(house, name).queue(default_concurrency_limit=None, api_open=False, status_update_rate="auto")
-        gr.mount_gradio_app(
-            app,
-            blocks,
-            f"/{name}",
-            show_error=False,
-            ssr_mode=False,
-            max_file_size=LARGEST,
-            favicon_path=ICON,
-            **looks(),
-        )
     return app
 
 

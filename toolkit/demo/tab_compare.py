@@ -87,29 +87,30 @@ def build(house: House, words: Words) -> Tab:
 
     def voting(button: str):
         def vote(pair, last):
-            """Put the vote on disk: status, the pair is over, what can be undone, the ballot goes, whether the next may come."""
+            """Put the vote on disk: status, the pair is over, what can be undone, the ballot goes, whether the next may come,
+            and the way to undo it."""
             if not isinstance(pair, Pair):
-                return parts.note(w("compare.nothing"), kind="quiet"), gr.skip(), gr.skip(), gr.skip(), False
+                return parts.note(w("compare.nothing"), kind="quiet"), gr.skip(), gr.skip(), gr.skip(), False, gr.skip()
             if button == "skip":
-                return "", None, gr.skip(), gr.update(visible=False), True
+                return "", None, gr.skip(), gr.update(visible=False), True, gr.skip()
             from toolkit.evaluate.vote import keep_vote
 
             try:
                 kept = keep_vote(house.votes, ANSWERS[button], pair.premise, list(pair.shown), pair.seconds)
             except (UserError, OSError) as error:
-                return parts.mistake(w, error), gr.skip(), gr.skip(), gr.skip(), False
+                return parts.mistake(w, error), gr.skip(), gr.skip(), gr.skip(), False, gr.skip()
             said = parts.note(w("compare.kept", path=house.votes), kind="good")
-            return said, None, [*last, kept], gr.update(visible=False), True
+            return said, None, [*last, kept], gr.update(visible=False), True, gr.update(visible=True)
 
         return vote
 
     def take_back(last):
         if not last:
-            return parts.note(w("compare.no_undo"), kind="quiet"), gr.skip()
+            return parts.note(w("compare.no_undo"), kind="quiet"), gr.skip(), gr.skip()
         from toolkit.evaluate.vote import take_back
 
         take_back(*last[-1])
-        return parts.note(w("compare.undone"), kind="quiet"), last[:-1]
+        return parts.note(w("compare.undone"), kind="quiet"), last[:-1], gr.update(visible=len(last) > 1)
 
     def counted():
         from toolkit.evaluate.vote import read_votes, tally
@@ -127,10 +128,12 @@ def build(house: House, words: Words) -> Tab:
     go.click(compare, [yes, *given], out, **hidden)
     stop.click(halt, None, None, queue=False)
     for name, button in buttons.items():
-        voted = button.click(voting(name), [pair, last], [state, pair, last, ballot, again], show_progress="hidden")
+        voted = button.click(
+            voting(name), [pair, last], [state, pair, last, ballot, again, undo], show_progress="hidden"
+        )
         voted = voted.then(counted, None, figures, show_progress="hidden")
         voted.then(compare, [again, *given], out, **hidden)
-    undo.click(take_back, last, [state, last], show_progress="hidden").then(
+    undo.click(take_back, last, [state, last, undo], show_progress="hidden").then(
         counted, None, figures, show_progress="hidden"
     )
     count.expand(counted, None, figures, show_progress="hidden")

@@ -7,6 +7,7 @@ from toolkit.demo.house import House, Tab
 from toolkit.demo.running import Training
 from toolkit.demo.words import Words
 from toolkit.errors import UserError
+from toolkit.recipe import load_recipe
 
 EVERY = 2.0  # seconds between two looks at the run
 
@@ -14,11 +15,11 @@ EVERY = 2.0  # seconds between two looks at the run
 def build(house: House, words: Words) -> Tab:
     """The tab's components and what they do."""
     w, training, known = words, Training(house), running.recipes()
-    first = next(iter(known))
+    first = known[0]
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=2, min_width=300, elem_classes="ask"):
-            recipe = gr.Dropdown(list(known), value=first, label=w("train.recipe"), elem_id="recipe")
-            about = gr.HTML(parts.about(known[first]), elem_id="about")
+            recipe = gr.Dropdown(known, value=first, label=w("train.recipe"), elem_id="recipe")
+            about = gr.HTML("", elem_id="about")
             check = gr.Button(w("train.check"), size="sm", elem_id="check")
             name = gr.Textbox(
                 first,
@@ -43,7 +44,7 @@ def build(house: House, words: Words) -> Tab:
         return [line.strip() for line in str(text or "").splitlines() if line.strip()]
 
     def choose(name):
-        return (parts.about(known[name]), name, "") if name in known else (gr.skip(), gr.skip(), gr.skip())
+        return (parts.about(load_recipe(name)), name, "") if name in known else (gr.skip(), gr.skip(), gr.skip())
 
     def fits(recipe, sets):
         yield parts.status(w, "checking")
@@ -52,10 +53,13 @@ def build(house: House, words: Words) -> Tab:
         except Exception as error:
             yield parts.mistake(w, error)
 
+    def opened(recipe, name):
+        return parts.about(load_recipe(recipe)) if recipe in known else gr.skip(), *look(name)
+
     def look(name):
         """The run of that name as it stands, and whether to look again."""
         try:
-            folder = house.run(name)
+            folder = training.folder(name)
         except UserError:
             return gr.skip(), gr.Timer(active=False)
         at_work = training.at_work(folder)
@@ -72,7 +76,7 @@ def build(house: House, words: Words) -> Tab:
 
     def halt(name):
         try:
-            training.stop(house.run(str(name or "").strip()))
+            training.stop(training.folder(str(name or "").strip()))
         except UserError as error:
             return parts.mistake(w, error), *look(name)
         return parts.note(w("train.stopped"), w("train.stopped.hint"), "quiet"), *look(name)
@@ -82,4 +86,4 @@ def build(house: House, words: Words) -> Tab:
     go.click(start, [recipe, name, sets], [state, clock], show_progress="hidden")
     stop.click(halt, name, [state, shown, clock], show_progress="hidden")
     clock.tick(look, name, [shown, clock], show_progress="hidden")
-    return Tab(shown=(look, name, [shown, clock]))
+    return Tab(shown=(opened, [recipe, name], [about, shown, clock]))

@@ -11,6 +11,7 @@ from toolkit.demo.history import forget, recall
 from toolkit.demo.house import House, Tab
 from toolkit.demo.words import Words
 from toolkit.errors import UserError
+from toolkit.narrative.writing import whole_sentences
 
 CARET = "(...all) => { const t = document.querySelector('#story textarea'); all[1] = t ? `${t.selectionStart},${t.selectionEnd}` : '0,0'; return all; }"
 SAVE = """(text) => { const a = document.createElement('a');
@@ -53,7 +54,7 @@ def build(house: House, words: Words) -> Tab:
                 label=w("write.size"),
                 elem_classes="parts",
             )
-            n = gr.Radio([1, 2, 3, 4], value=2, label=w("write.n"), elem_classes="parts")
+            n = gr.Radio([1, 2, 3, 4], value=2, label=w("write.n"), elem_classes="parts", elem_id="write-n")
             model = gr.Dropdown(
                 list(house.writers()), value=next(iter(house.writers())), label=w("model"), elem_id="model"
             )
@@ -115,7 +116,7 @@ def build(house: House, words: Words) -> Tab:
             texts = found or texts
             if not job.ended:
                 yield parts.status(w, at, ahead, more=about), parts.drafts(w, texts, False), gr.skip(), *busy
-        kept = [t.strip() for t in texts]
+        kept = [whole_sentences(t) if job.state == "done" else t.strip() for t in texts]
         cards = (
             parts.drafts(w, kept, True, w("write.take"))
             if any(kept)

@@ -13,7 +13,8 @@ LANGUAGES = {"en": "English", "zh": "简体中文"}
 
 @cache
 def _table() -> dict:
-    return yaml.safe_load((Path(__file__).parent / "words.yaml").read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
+    return yaml.load((Path(__file__).parent / "words.yaml").read_text(encoding="utf-8"), loader)
 
 
 class Words:

@@ -7,7 +7,16 @@ import random
 import sys
 from pathlib import Path
 
-from toolkit import cli_demo, cli_diversity, cli_greetings, cli_judging, cli_machine, cli_safety, cli_terminal
+from toolkit import (
+    cli_demo,
+    cli_diversity,
+    cli_export,
+    cli_greetings,
+    cli_judging,
+    cli_machine,
+    cli_safety,
+    cli_terminal,
+)
 from toolkit.cli_greetings import heading
 from toolkit.errors import FablesmithError, UserError
 
@@ -22,6 +31,7 @@ EXAMPLES = {
     **cli_diversity.EXAMPLES,
     **cli_greetings.EXAMPLES,
     **cli_machine.EXAMPLES,
+    **cli_export.EXAMPLES,
     **cli_terminal.EXAMPLES,
     **cli_demo.EXAMPLES,
     **cli_safety.EXAMPLES,
@@ -89,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     cli_diversity.add_verbs(verb)
     cli_greetings.add_verbs(verb)
     cli_machine.add_verbs(verb)
+    cli_export.add_verbs(verb)
     cli_terminal.add_verbs(verb)
     cli_demo.add_verbs(verb)
     cli_safety.add_verbs(verb)
@@ -243,6 +254,7 @@ _VERBS = {
     **cli_diversity.VERBS,
     **cli_greetings.VERBS,
     **cli_machine.VERBS,
+    **cli_export.VERBS,
     **cli_terminal.VERBS,
     **cli_demo.VERBS,
     **cli_safety.VERBS,

@@ -1,5 +1,6 @@
 """`demo`: the page in a browser."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ def add_verbs(verb) -> None:
         default=Path("votes.jsonl"),
         help="where votes go, as for `fablesmith vote` (default: votes.jsonl)",
     )
+    p.add_argument("--json", action="store_true", help="the address as one JSON line, once the page is there")
 
 
 def demo(args) -> None:
@@ -49,7 +51,8 @@ def demo(args) -> None:
     from toolkit.demo.serve import LOCAL, serve
 
     def ready(address: str) -> None:
-        print(f"Fablesmith is at {address} (Ctrl-C stops it)", flush=True)
+        said = json.dumps({"address": address}) if args.json else f"Fablesmith is at {address} (Ctrl-C stops it)"
+        print(said, flush=True)
         if args.host not in LOCAL:
             print("note: anyone who reaches this address can use the page; there is no password", file=sys.stderr)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from toolkit import greeting_stages as G
 from toolkit import stages as S
+from toolkit.card import write_card
 from toolkit.errors import UserError
 from toolkit.hardware import (
     PACKAGES,
@@ -317,6 +318,7 @@ def run_recipe(recipe: Recipe, out: Path, until: str = "") -> Path:
             say(f"{'':17}{seconds:.0f} s")
             _write_manifest(out, recipe, names)
         _write_manifest(out, recipe, names)
+        write_card(out)
         made = out / until if until else out / "report" / "report.html"
         say(f"done in {_clock(time.monotonic() - started)}: {made}")
     return made

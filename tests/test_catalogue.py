@@ -9,7 +9,9 @@ from toolkit.engines.base import family_of
 from toolkit.engines.load import load_engine
 from toolkit.engines.placing import placement
 from toolkit.errors import UserError
-from toolkit.models.catalogue import Entry, catalogue, entry, fetch, fits, machine_memory, sha256
+from toolkit.models.catalogue import Entry, catalogue, entry, fetch, fits, machine_memory, named_gguf, sha256
+from toolkit.models.resolve import embedded_gguf
+from toolkit.recipe import load_recipe
 
 GB = 10**9
 
@@ -209,3 +211,15 @@ def test_a_gpu_without_a_build_for_one_is_refused_with_the_way_to_get_it():
 def test_an_unknown_place_to_run_is_refused():
     with pytest.raises(UserError, match="auto, cpu, gpu"):
         load_engine("embedded", on="tpu")
+
+
+def test_a_models_gguf_is_a_file_or_a_name_of_the_catalogue(tmp_path):
+    assert named_gguf("") is None
+    assert named_gguf("embedded") == embedded_gguf()
+    (tmp_path / "mine.gguf").write_bytes(b"GGUF")
+    assert named_gguf(str(tmp_path / "mine.gguf")) == tmp_path / "mine.gguf"
+    with pytest.raises(UserError, match="none in the catalogue"):
+        named_gguf("qwen3-30b-a3c")
+    assert load_recipe("quickstart", ["model.gguf=qwen3-30b-a3b"]).model.gguf == "qwen3-30b-a3b"
+    with pytest.raises(UserError, match="no file at"):
+        load_recipe("quickstart", ["model.gguf=./nowhere.gguf"])

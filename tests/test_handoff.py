@@ -211,6 +211,22 @@ def test_a_judge_without_a_verdict_is_said_to_have_none(run):
     assert "It gave no verdict on any of them" in model_card(run)
 
 
+def test_the_card_says_what_was_found_of_safety(run):
+    put_stage(run, "safety", {"lines": ["Dark premises refused: 3 % (1–7) of 40."]})
+    assert "- Dark premises refused: 3 % (1–7) of 40." in model_card(run).partition("## Safety")[2]
+
+
+def test_an_instruct_runs_card_has_no_plots_in_it(run):
+    recipe = json.loads((run / "recipe.json").read_text())
+    (run / "recipe.json").write_text(json.dumps({**recipe, "task": "instruct", "align": "sft"}))
+    put_stage(run, "safety", {"lines": ["Drift from the model before: 0.1 nats a token."]})
+    text = model_card(run)
+    assert "language" not in head(text)
+    assert "under Safety" in text
+    assert "SFT, learning rate" in text
+    assert read_handout(run).sampling.max_tokens == recipe["sft"]["max_tokens"]
+
+
 def test_a_base_that_only_this_machine_has_is_not_named_to_the_hub(tmp_path):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "README.md").write_text("---\nlicense: mit\n---\n")

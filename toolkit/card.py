@@ -12,6 +12,11 @@ from toolkit.models.resolve import EMBEDDED
 from toolkit.narrative.dimensions import DIMENSIONS
 
 CARD = "model-card.md"
+WRITES = {
+    "plot": "writes a short plot for a premise",
+    "greeting": "writes a greeting for an occasion",
+    "instruct": "answers in the manner of the chats it learnt from",
+}
 EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # beginnings of hub ids → licence in the hub's spelling, the longest that fits counts; from the models' own pages
 LICENCES = {
@@ -81,15 +86,17 @@ def _head(recipe: dict, base: str) -> list[str]:
 
     from toolkit.hardware import package_version
 
-    spoken = recipe["requests" if recipe["task"] == "greeting" else "premises"]["languages"]
+    spoken = {"plot": "premises", "greeting": "requests"}.get(recipe["task"])
     head = {
         "license": licence(base),
         "base_model": base,
         "base_model_relation": "finetune",
-        "language": list(spoken),
+        "language": list(recipe[spoken]["languages"]) if spoken else [],
         "pipeline_tag": "text-generation",
         "tags": ["fablesmith", "creative-writing", recipe["align"], "gguf", "lora"],
     }
+    if not head["language"]:  # the user's own chats: they may be in any
+        del head["language"]
     if Path(base).exists():  # a folder of this machine is nobody else's base
         del head["base_model"], head["base_model_relation"]
     about = f"{recipe['about']}.\n\n" if recipe["about"] else ""
@@ -98,10 +105,10 @@ def _head(recipe: dict, base: str) -> list[str]:
 
 
 def _header(recipe: dict, base: str, facts: dict) -> list[str]:
-    what = "a greeting for an occasion" if recipe["task"] == "greeting" else "a short plot for a premise"
+    what = WRITES[recipe["task"]]
     export = facts["export"]
     files = f"`{export['gguf']}` holds the model" if export.get("merged", True) else f"`{export['adapter']}` goes on `{Path(export['gguf']).name}`"  # fmt: skip
-    return [f"It writes {what}. {files}; its chat template is inside, and the same prompt as in training works best (`fablesmith write`).", ""]  # fmt: skip
+    return [f"It {what}. {files}; its chat template is inside, and the same prompt as in training works best (`fablesmith write`).", ""]  # fmt: skip
 
 
 def _made(recipe: dict, base: str, facts: dict, run: Path) -> list[str]:
@@ -144,8 +151,9 @@ def _made(recipe: dict, base: str, facts: dict, run: Path) -> list[str]:
 def _alignment(recipe: dict, facts: dict) -> str:
     settings = recipe[recipe["align"]]
     name = settings.get("loss", recipe["align"]).upper()
+    beta = f", β {settings['beta']:g}" if "beta" in settings else ""
     lora = recipe.get("sft" if recipe["align"] == "grpo" else recipe["align"], {}).get("lora", {})
-    said = f"{name}, β {settings['beta']:g}, learning rate {settings['lr']:g}, LoRA rank {lora.get('r', '?')}"
+    said = f"{name}{beta}, learning rate {settings['lr']:g}, LoRA rank {lora.get('r', '?')}"
     if "steps" in facts:
         said += f", {facts['steps']} steps"
     if isinstance(facts.get("loss"), list) and len(facts["loss"]) == 2:
@@ -159,6 +167,8 @@ def _alignment(recipe: dict, facts: dict) -> str:
 def _measured(recipe: dict, facts: dict) -> list[str]:
     lines = ["## What was measured", ""]
     found = facts.get("evaluate")
+    if not found and recipe["task"] == "instruct" and "safety" in facts:
+        return [*lines, "Loss on held-out answers, drift and refusals: under Safety.", ""]
     if not found:
         return [*lines, "Nothing yet: the run was not taken to its evaluation. Nothing is claimed of this model.", ""]
     line = facts.get("passport", {}).get("line")
@@ -215,11 +225,14 @@ def _greetings(found: dict) -> list[str]:
 
 
 def _safety(run: Path, facts: dict) -> list[str]:
-    lines = ["## Safety", ""]
-    measured = run / "safety" / "safety.json"
-    if not measured.is_file():
-        return [*lines, "What the training did to the model's refusals and to how it can be misused was not measured (`fablesmith safety`). Assume it is no safer than its base.", ""]  # fmt: skip
-    return [*lines, json.loads(measured.read_text(encoding="utf-8")).get("sentence", ""), ""]
+    """What `fablesmith safety` or the stage of that name found, wherever it lies."""
+    found = facts.get("safety", {}).get("lines")
+    for beside in (run / "safety" / "safety.json", run.parent / f"safety-{run.name}" / "safety.json"):
+        if not found and beside.is_file():
+            found = json.loads(beside.read_text(encoding="utf-8")).get("lines")
+    if not found:
+        return ["## Safety", "", "What the training did to the model's refusals and to how it can be misused was not measured (`fablesmith safety`). Assume it is no safer than its base.", ""]  # fmt: skip
+    return ["## Safety", "", *(f"- {line}" for line in found), ""]
 
 
 def _limits(recipe: dict, facts: dict) -> list[str]:

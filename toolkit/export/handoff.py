@@ -61,8 +61,9 @@ def read_handout(run: Path) -> Handout:
 
 def _sampling(recipe: dict) -> Sampling:
     """As the run's own evaluation draws; the longest answer is the longest it was trained and measured with."""
-    if recipe["task"] == "greeting":
-        return Sampling(recipe["evaluate"]["temperature"], min_p=0.05, max_tokens=recipe["grpo"]["max_tokens"])
+    if recipe["task"] != "plot":
+        longest = recipe["grpo" if recipe["task"] == "greeting" else "sft"]["max_tokens"]
+        return Sampling(recipe["evaluate"]["temperature"], min_p=0.05, max_tokens=longest)
     c = recipe["candidates"]
     return Sampling(
         recipe["evaluate"]["temperature"],

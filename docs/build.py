@@ -9,7 +9,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CARDS = (8, 12, 16, 24, 48, 80)  # GB, as they are sold
-USABLE = 0.92  # of that in GiB, less what the driver keeps
 MADE = "<!-- made by docs/build.py: change the code, then run it again -->"
 
 
@@ -50,7 +49,7 @@ def _row(action: argparse.Action) -> str:
 
 def which_model() -> str:
     """Which recipe for which card: predicted by `fablesmith fit`, recipe by recipe."""
-    from toolkit.fit import fit
+    from toolkit.fit import MARGIN, fit
     from toolkit.recipe import load_recipe, recipes_folder
 
     lines = [MADE, "", "# Which model for my card", "", "Predicted by `fablesmith fit`, which counts every stage's memory from the model's architecture; not measured on a GPU yet unless [results.md](results.md) says so. For your own machine and settings: `fablesmith fit RECIPE --vram 12`. It names the single change that would make a recipe fit.", ""]  # fmt: skip
@@ -60,7 +59,7 @@ def which_model() -> str:
         small = recipe.model.id.startswith("embedded")
         found = fit(recipe, 0 if small else 80, 256)
         vram = found.peak("vram")
-        card = next((c for c in CARDS if vram <= c * USABLE), None)
+        card = next((c for c in CARDS if vram <= c * (1 - MARGIN)), None)
         place = "no GPU" if small else f"{card} GB" if card else "more than 80 GB"
         rows.append((0 if small else card or 999, f"| {place} | `{recipe.name}` | {recipe.model.id} | {vram:.1f} | {found.peak('ram'):.1f} | {found.disk:.0f} | {recipe.about} |"))  # fmt: skip
     lines += [
@@ -68,7 +67,7 @@ def which_model() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [row for _, row in sorted(rows)]
-    lines += ["", f"The smallest card is the smallest of {', '.join(map(str, CARDS))} GB of which {USABLE:.0%} hold the predicted peak. Writers and judges that need no training run on less: `fablesmith judges` lists them by the memory they need.", ""]  # fmt: skip
+    lines += ["", f"The smallest card is the smallest of {', '.join(map(str, CARDS))} GB that holds the predicted peak with {MARGIN:.0%} to spare. Writers and judges that need no training run on less: `fablesmith judges` lists them by the memory they need.", ""]  # fmt: skip
     return "\n".join(lines)
 
 

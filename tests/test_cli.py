@@ -24,6 +24,8 @@ def elsewhere(tmp_path, monkeypatch):
     (tmp_path / "bad.jsonl").write_text('{"text": "Ann ran."}\n{oops\n')
     (tmp_path / "text.gguf").write_text("This is no model.\n")
     (tmp_path / "empty.gguf").write_text("")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "recipe.json").write_text("{}")
 
 
 def complaint(capsys, *argv):
@@ -49,6 +51,8 @@ HINTED = {
     "empty GGUF": (["judge", "stories.jsonl", "--model", "empty.gguf"], "empty.gguf is not a GGUF file"),
     "missing GGUF": (["write", "A lamp.", "--model", "gone.gguf"], "no GGUF file at gone.gguf"),
     "missing model": (["write", "A lamp.", "--model", "./gone"], "no model at ./gone"),
+    "a run that is not there": (["write", "A lamp.", "--model", "runs/gone"], "no run at runs/gone"),
+    "a run without a model": (["write", "A lamp.", "--model", "begun"], "begun has exported no model yet"),
     "folder that is no model": (["write", "A lamp.", "--model", "."], "no config.json"),
     "a tournament of one": (["compare", "embedded", "--premises", "p.jsonl"], "at least two different writers"),
     "the same writer twice": (["compare", "a", "a", "--premises", "p.jsonl"], "at least two different writers"),

@@ -42,6 +42,10 @@ def resolve(name: str, gguf: str | None = None) -> Model:
     if name == EMBEDDED_MOE:
         return Model(name, cache_dir() / EMBEDDED_MOE, gguf_path)
     path = Path(name)
+    if (path / "recipe.json").is_file():
+        raise UserError(f"{path} has exported no model yet", "`fablesmith` alone says how its run goes on")
+    if name.startswith("runs/") and not path.exists():  # a run that is not there is no hub id: nobody is asked
+        raise UserError(f"no run at {name}", "`fablesmith` alone lists the runs that are here")
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{path} holds no config.json", "name a folder written by save_pretrained, or a run folder")

@@ -167,7 +167,7 @@ def reference(args) -> None:
 def to_gguf(args, folder: Path) -> None:
     from toolkit.export.gguf import adapter_to_gguf
 
-    adapter_to_gguf(resolve("embedded"), folder / "adapter", args.out / "base.gguf", folder / "making.gguf")
+    adapter_to_gguf(folder / "adapter", args.out / "base.gguf", folder / "making.gguf")
     (folder / "making.gguf").rename(folder / "adapter.gguf")
 
 
@@ -273,22 +273,17 @@ def grid(args) -> None:
         if CONTROLS[point.control][1] in ("probe", "critic", "both") and not (args.out / "risks.jsonl").exists():
             continue
         risks = risks_of(args, point, rows)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         started = time.monotonic()
-        settings, start = replace(SFT, lr=point.lr), args.out / "reference" / "adapter"
-        facts = train_safe(
-            resolve("embedded"),
-            rows,
-            risks,
-            settings,
-            CONTROLS[point.control][0],
-            ModelSettings(),
-            folder,
-            point.seed,
-            start,
-        )
-        trained = time.monotonic() - started
+        if not (folder / "facts.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            settings, start = replace(SFT, lr=point.lr), args.out / "reference" / "adapter"
+            held = CONTROLS[point.control][0]
+            facts = train_safe(
+                resolve("embedded"), rows, risks, settings, held, ModelSettings(), folder, point.seed, start
+            )
+            (folder / "facts.json").write_text(json.dumps(facts))
+        facts, trained = json.loads((folder / "facts.json").read_text()), time.monotonic() - started
         for left in ("checkpoints", "tensorboard"):
             shutil.rmtree(folder / left, ignore_errors=True)
         to_gguf(args, folder)

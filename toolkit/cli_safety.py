@@ -234,7 +234,7 @@ def subject(spec: str, args, out: Path):
             return _with_peft(base, adapter, spec)
         made = out / f"adapter-{digest([weights])}.gguf"
         if not made.is_file():
-            adapter_to_gguf(base, adapter, base.gguf, made.with_suffix(".partial"))
+            adapter_to_gguf(adapter, base.gguf, made.with_suffix(".partial"))
             made.with_suffix(".partial").rename(made)
         return load_engine(base.gguf, n_ctx=room, lora=made, on=args.on)
 

@@ -1,4 +1,4 @@
-"""The machine on the command line: `fit`, whether a run fits before it runs."""
+"""The machine on the command line: `fit`, whether a run fits before it runs; `audit`, what of a model is in 4 bits."""
 
 import json
 from typing import TYPE_CHECKING
@@ -8,7 +8,10 @@ from toolkit.errors import UserError
 if TYPE_CHECKING:
     from toolkit.recipe import Recipe
 
-EXAMPLES = {"fit": "fablesmith fit greetings-rm --vram 24\n  fablesmith fit quickstart --set dpo.batch=4 --ram 8"}
+EXAMPLES = {
+    "fit": "fablesmith fit greetings-rm --vram 24\n  fablesmith fit quickstart --set dpo.batch=4 --ram 8",
+    "audit": "fablesmith audit embedded-moe\n  fablesmith audit Qwen/Qwen3-30B-A3B-Instruct-2507 --json",
+}
 DOES_NOT_FIT = 3  # exit code
 
 
@@ -21,6 +24,10 @@ def add_verbs(verb) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting; may be repeated"
     )
     p.add_argument("--json", action="store_true", help="one JSON document")
+
+    p = verb("audit", "load a model in 4 bits and say which of its weights really are")
+    p.add_argument("model", metavar="MODEL", help="embedded, embedded-moe, a folder of safetensors, or a hub id")
+    p.add_argument("--json", action="store_true", help="figures as JSON")
 
 
 def _fit(args) -> int:
@@ -55,4 +62,15 @@ def check(recipe: "Recipe", out, until: str) -> None:
         check(recipe, todo)
 
 
-VERBS = {"fit": _fit}
+def _audit(args) -> None:
+    from dataclasses import asdict
+
+    from toolkit.models.audit import audit, table
+    from toolkit.models.load import load_model
+    from toolkit.models.resolve import resolve
+
+    found = audit(load_model(resolve(args.model), four_bit=True, least_4bit=0))
+    print(json.dumps({**asdict(found), "share": found.share}) if args.json else table(found))
+
+
+VERBS = {"fit": _fit, "audit": _audit}

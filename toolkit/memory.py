@@ -98,7 +98,8 @@ class Run:
             table=beside,
             rest=0,
         )
-        weights = shrunk.weights(model.four_bit, self.each, 4.0 if lora or head != "logprobs" else None)
+        raised = (lora or head != "logprobs") and not size.moe  # peft's preparation of a dense model (models.load)
+        weights = shrunk.weights(model.four_bit, self.each, 4.0 if raised else None)
         return Trained(
             weights, step.trainable * 4.0, step.trainable * 8.0, step.activations, step.logits, step.unpacked
         )

@@ -43,6 +43,12 @@ class ModelSettings:
     quantisation: str = setting("F16", "of the GGUF made when none is given", one_of=QUANTISATIONS)
     dtype: str = setting("auto", "of the frozen weights", one_of=("auto", "float32", "bfloat16", "float16"))
     four_bit: bool = setting(False, "NF4 with double quantisation (QLoRA)")
+    least_4bit: float = setting(
+        0.9, "with four_bit: share of the layers' weights that must really be in 4 bits; 0 asks nothing", low=0, high=1
+    )
+    unsloth: str = setting(
+        "auto", "train through unsloth: auto (where it is installed, with a GPU), never", one_of=("auto", "never")
+    )
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,9 @@ class LoraSettings:
     alpha: int = setting(32, "scale = alpha / r", low=1)
     last_layers: int = setting(0, "train only the last so many layers; 0 is all", low=0)
     targets: tuple[str, ...] = setting(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), "modules that get LoRA"
+        ("auto",),
+        "what gets LoRA: auto (attention and MLP; of a mixture of experts attention alone), or any of attention, mlp, shared, "
+        "experts, router, and names of modules",
     )
 
 
@@ -149,6 +157,12 @@ class DpoSettings:
     epochs: float = setting(2.0, "passes over the pairs", above=0)
     batch: int = setting(2, "pairs a forward pass", low=1)
     accumulate: int = setting(2, "forward passes a step", low=1)
+    router_aux: float = setting(
+        0.0,
+        "mixtures of experts: weight of the loss that keeps experts evenly used. 0, because routers do not learn unless "
+        "lora.targets says so; with router there, take the model's own (0.001 of most)",
+        low=0,
+    )
     max_tokens: int = setting(384, "pairs with a longer text are left out, and counted", low=32)
     gradient_checkpointing: bool = setting(True, "less memory, more time")
     save_every: int = setting(5, "steps between checkpoints", low=1)

@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from toolkit.models.experts import expert_weights, is_experts
 from toolkit.models.load import lora_config
 from toolkit.models.sizes import on_meta
 from toolkit.recipe import LoraSettings
@@ -253,7 +254,8 @@ class _FourBitMatmul(torch.autograd.Function):
 
 
 def _as_four_bit(model, dtype) -> None:
-    """Linear layers and experts as the 4-bit loader leaves them; peft's preparation makes all else float32."""
+    """Linear layers and experts as the 4-bit loaders leave them. Of a dense model peft's preparation makes all else float32."""
+    mixture = False
     for module in model.modules():
         if (
             isinstance(module, torch.nn.Linear)
@@ -263,11 +265,11 @@ def _as_four_bit(model, dtype) -> None:
             if module is getattr(model, "score", None):
                 continue
             module.forward = _linear_forward(module, dtype)
-        stacked = [n for n, p in module.named_parameters(recurse=False) if p.dim() == 3]
-        if stacked and "xpert" in type(module).__name__:
-            _unpack_experts(module, stacked, dtype)
-    for p in model.parameters():
-        p.data = p.data.float()
+        if is_experts(module):
+            module.forward, mixture = _experts_forward(module), True
+    if not mixture:
+        for p in model.parameters():
+            p.data = p.data.float()
 
 
 def _linear_forward(module, dtype):
@@ -277,19 +279,37 @@ def _linear_forward(module, dtype):
     return forward
 
 
-def _unpack_experts(module, names: list[str], dtype) -> None:
-    """Each use of a stack of experts unpacks the whole stack, as bitsandbytes' parametrisation does."""
-    shapes = {name: module._parameters.pop(name).shape for name in names}
+def _experts_forward(module):
+    """models.experts.Packed.forward in sizes: every token's copies pass through one expert's matrix, unpacked, at a time."""
+    up, down = expert_weights(module)[0], "down_proj"
 
-    def unpacked(name):
-        def get(self):
-            with _Kind(_Unpacking.ledger, "unpacked"):
-                return torch.empty(shapes[name], dtype=dtype, device="meta")
+    def product(x, name):
+        inner, outer = getattr(module, name).shape[1:] if module.is_transposed else getattr(module, name).shape[:0:-1]
+        return _ExpertMatmul.apply(x, inner, outer)
 
-        return property(get)
+    def forward(hidden, index, weights):
+        tokens, k = index.shape
+        x = product(hidden.repeat_interleave(k, 0), up)
+        x = product(module._apply_gate(x) if module.has_gate else module.act_fn(x), down)
+        x = torch.cat([x]) * weights.reshape(-1)[:, None]
+        return x[index.reshape(-1)].view(tokens, k, -1).sum(1).to(hidden.dtype)
 
-    kind = type(module)
-    module.__class__ = type(kind.__name__, (kind,), {name: unpacked(name) for name in names})
+    return forward
+
+
+class _ExpertMatmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, inner, outer):
+        ctx.shape = inner, outer
+        with _Kind(_Unpacking.ledger, "unpacked"):
+            x.new_empty(inner, outer)
+        return x.new_empty(len(x), outer)
+
+    @staticmethod
+    def backward(ctx, grad):
+        with _Kind(_Unpacking.ledger, "unpacked"):
+            grad.new_empty(ctx.shape)
+        return grad.new_empty(len(grad), ctx.shape[0]), None, None
 
 
 # ---- attention

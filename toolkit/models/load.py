@@ -1,11 +1,12 @@
 """The one seam where weights enter memory: transformers + peft + bitsandbytes, CPU or GPU, same adapter format.
 
-Weights come from safetensors or GGUF only, and `trust_remote_code` is never set.
+In 4 bits a mixture of experts goes through models.four_bit, anything else through transformers. Weights come from safetensors or GGUF only, and `trust_remote_code` is never set.
 """
 
 import hashlib
 import os
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import UserError
 from toolkit.models.resolve import EMBEDDED, MADE, Model, digest, embedded_gguf, resolve
-from toolkit.recipe import LoraSettings
+from toolkit.models.targets import adapter_targets, of_layers
+from toolkit.recipe import LoraSettings, ModelSettings
 
 transformers_logging.disable_progress_bar()  # "Loading weights" would break into our own bars
 
@@ -44,7 +46,13 @@ def load_tokenizer(model: Model):
 
 
 def load_model(
-    model: Model, *, dtype: str = "auto", four_bit: bool = False, backbone: bool = False, scoring: bool = False
+    model: Model,
+    *,
+    dtype: str = "auto",
+    four_bit: bool = False,
+    backbone: bool = False,
+    scoring: bool = False,
+    least_4bit: float = ModelSettings.least_4bit,
 ):
     """Weights into memory, on the GPU where there is one.
 
@@ -53,14 +61,53 @@ def load_model(
         four_bit: NF4 with double quantisation through bitsandbytes (works on CPU too, slower).
         backbone: without the language-model head, for a reward model.
         scoring: with a fresh head of one output, `score`, drawn from torch's random state and never quantised.
+        least_4bit: share of the layers' weights that must really be in 4 bits (models.audit).
 
     Raises:
-        UserError: the weights are not to be had (offline and not cached, gated, unknown architecture).
+        UserError: the weights are not to be had (offline and not cached, gated, unknown architecture), or too few of them
+            are in 4 bits.
     """
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
-
     ensure_weights(model)
     chosen = pick_dtype(dtype)
+    loaded = _load_mixture(model, chosen, backbone, scoring) if four_bit else None
+    if loaded is None:
+        loaded = _load_plain(model, chosen, four_bit, backbone, scoring)
+    loaded.config.use_cache = not (backbone or scoring)
+    if four_bit:
+        from bitsandbytes.nn import Linear4bit
+
+        from toolkit.models.audit import require_four_bit
+
+        for module in loaded.modules():
+            if isinstance(module, Linear4bit):
+                # else the first reading without gradients on a CPU with AVX512-BF16 packs the weights anew, for a kernel that
+                # has no backward pass, and whatever is trained afterwards learns from what passes beside them
+                module.support_avx512bf16_for_cpu = False
+        require_four_bit(loaded, least_4bit)
+    return loaded
+
+
+def _auto_class(backbone: bool, scoring: bool):
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if scoring else AutoModel if backbone else AutoModelForCausalLM
+
+
+def _load_mixture(model: Model, dtype: torch.dtype, backbone: bool, scoring: bool):
+    """A mixture of experts in 4 bits, or None when the model is none."""
+    from transformers import AutoConfig
+
+    from toolkit.models.four_bit import load_mixture
+
+    config = _from_hub(model, AutoConfig.from_pretrained, model.weights)
+    if scoring:
+        config.num_labels = 1
+    return _from_hub(model, load_mixture, config, lambda: weights_folder(model), _auto_class(backbone, scoring), dtype)
+
+
+def _load_plain(model: Model, chosen: torch.dtype, four_bit: bool, backbone: bool, scoring: bool):
+    from transformers import BitsAndBytesConfig
+
     kwargs = {"dtype": chosen, "device_map": {"": 0} if torch.cuda.is_available() else {"": "cpu"}}
     if four_bit:
         kwargs["quantization_config"] = BitsAndBytesConfig(
@@ -70,39 +117,77 @@ def load_model(
             bnb_4bit_compute_dtype=chosen,
             llm_int8_skip_modules=["score"] if scoring else None,  # it is of this head's fresh weights that it learns
         )
-    kind = AutoModelForSequenceClassification if scoring else AutoModel if backbone else AutoModelForCausalLM
     if scoring:
         kwargs["num_labels"] = 1
         before = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # "newly initialised: score.weight": that is what is wanted
     try:
-        loaded = _from_hub(model, kind.from_pretrained, model.weights, **kwargs)
+        return _from_hub(model, _auto_class(backbone, scoring).from_pretrained, model.weights, **kwargs)
     finally:
         if scoring:
             transformers_logging.set_verbosity(before)
-    loaded.config.use_cache = not (backbone or scoring)
-    return loaded
+
+
+def prepare_four_bit(model) -> None:
+    """Make a model that was loaded in 4 bits ready for an adapter: frozen, and a dense one as peft recommends.
+
+    peft makes all that is not quantised float32; of a mixture embeddings and head stay in 16 bit, which spares 2.3 GiB of
+    Qwen3-30B-A3B (transformers computes norms and trl log-probabilities in float32 whatever the weights are).
+    """
+    from toolkit.models.experts import Packed
+
+    if any(isinstance(m, Packed) for m in model.modules()):
+        model.requires_grad_(False)
+        return
+    from peft import prepare_model_for_kbit_training
+
+    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def lora_config(model, lora: LoraSettings, task: str | None = "CAUSAL_LM"):
-    """peft's config for `lora` on `model`. Raises UserError when a target matches no module (peft may drop it silently)."""
-    from peft import LoraConfig
+    """peft's config for `lora` on `model`, as plain peft writes and reads it.
 
-    names = [name for name, _ in model.named_modules()]
-    for target in lora.targets:
-        if not any(name.endswith("." + target) for name in names):
-            found = sorted({name.rsplit(".", 1)[-1] for name in names if name.endswith("_proj")})
-            raise UserError(f"lora.targets: {target!r} matches no module of this model", f"it has {', '.join(found)}")
+    Raises UserError when a target matches nothing, or is one that peft would put elsewhere.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    modules, parameters = adapter_targets(model, lora.targets)
     layers = model.config.num_hidden_layers
     chosen = list(range(layers - min(lora.last_layers, layers), layers)) if lora.last_layers else None
-    return LoraConfig(
+    config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
-        target_modules=list(lora.targets),
-        layers_to_transform=chosen,
-        layers_pattern="layers" if chosen else None,
+        target_modules=modules or None,
+        target_parameters=of_layers(parameters, chosen) or None,
+        layers_to_transform=chosen if modules else None,
+        layers_pattern="layers" if chosen and modules else None,
         task_type=task,
     )
+    read = deepcopy(config)
+    convert_peft_config_for_transformers(read, model, None)  # gate_proj of old mixtures meant what is one parameter now
+    if moved := set(config.target_modules or ()) - set(read.target_modules or ()):
+        raise UserError(
+            f"lora.targets: peft puts what {', '.join(sorted(moved))} names of a {model.config.model_type} on the experts",
+            "leave it out, or name `experts`",
+        )
+    return _knows_experts(config)
+
+
+def _knows_experts(config):
+    """peft's config, told how 4-bit experts wear LoRA; what it writes to disk is the same."""
+    from toolkit.models.experts import Packed, ParamWrapper
+
+    config._register_custom_module({Packed: ParamWrapper})
+    return config
+
+
+def wear(model, adapter: Path, trainable: bool = False):
+    """`model` with the PEFT adapter in a folder, on 4-bit experts too."""
+    from peft import PeftConfig, PeftModel
+
+    config = _knows_experts(PeftConfig.from_pretrained(str(adapter)))
+    return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable, config=config)
 
 
 def ensure_weights(model: Model) -> None:

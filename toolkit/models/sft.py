@@ -11,7 +11,8 @@ from toolkit.errors import UserError
 from toolkit.models.anchor import REFERENCE, Anchor, Held, RiskCollator, answer_terms, last_states, trace
 from toolkit.models.load import load_tokenizer
 from toolkit.models.resolve import Model
-from toolkit.models.training import Log, in_float32, last_checkpoint, passes, policy, trainer_settings
+from toolkit.models.training import FirstGradients, Log, in_float32, last_checkpoint, passes, policy, trainer_settings
+from toolkit.models.unsloth_road import FROM_ADAPTER, OWN_LOSS, take
 from toolkit.recipe import ModelSettings, SftSettings
 
 
@@ -40,6 +41,7 @@ def train_sft(
     Raises:
         UserError: no row is short enough.
     """
+    road = take(base, weights, OWN_LOSS if held else FROM_ADAPTER if start else "")
     from datasets import Dataset
     from transformers import PrinterCallback, set_seed
     from trl import SFTConfig, SFTTrainer
@@ -60,7 +62,9 @@ def train_sft(
             "raise sft.max_tokens, or give more answers",
         )
     set_seed(seed)
-    model, lora = policy(base, weights, settings.lora, settings.gradient_checkpointing, start)
+    model, lora = policy(
+        base, weights, settings.lora, settings.gradient_checkpointing, start, road, settings.max_tokens
+    )
     if held and start:
         model.add_adapter(REFERENCE, model.peft_config["default"])
     args = trainer_settings(out, seed=seed, **passes(settings))
@@ -71,7 +75,7 @@ def train_sft(
         train_dataset=Dataset.from_list(kept),
         processing_class=tokenizer,
         peft_config=lora,
-        callbacks=[Log(out, "sft"), *([anchor.callback()] if held else [])],
+        callbacks=[Log(out, "sft"), FirstGradients(), *([anchor.callback()] if held else [])],
     )
     trainer.remove_callback(PrinterCallback)
     if held:

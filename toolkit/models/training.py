@@ -6,9 +6,12 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from toolkit.models.load import load_model, lora_config
+from toolkit.errors import ProofError
+from toolkit.models.audit import require_four_bit
+from toolkit.models.load import load_model, lora_config, pick_dtype, prepare_four_bit, wear, weights_folder
 from toolkit.models.resolve import Model
-from toolkit.progress import bar
+from toolkit.models.unsloth_road import Road, accelerated
+from toolkit.progress import bar, say
 from toolkit.recipe import LoraSettings, ModelSettings
 
 CHECKPOINTS, METRICS, TENSORBOARD = "checkpoints", "metrics.jsonl", "tensorboard"
@@ -41,28 +44,40 @@ def trainer_settings(out: Path, *, seed: int, save_every: int, **more) -> dict:
     }
 
 
-def policy(base: Model, weights: ModelSettings, lora: LoraSettings, checkpointing: bool, start: Path | None = None):
+def policy(
+    base: Model,
+    weights: ModelSettings,
+    lora: LoraSettings,
+    checkpointing: bool,
+    start: Path | None = None,
+    road: Road | None = None,
+    most_tokens: int = 4096,
+):
     """(model, peft config) for a TRL trainer: what is trained.
 
     Args:
         checkpointing: gradient checkpointing.
         start: an adapter to go on from; the model then wears it and the config is None (its own LoRA settings hold).
+        road: what `unsloth_road.take` chose; unsloth's model wears its adapter already. Stock libraries when None.
+        most_tokens: longest sequence, which unsloth wants to know.
     """
-    model = load_model(base, dtype=weights.dtype, four_bit=weights.four_bit)
+    if road and road.unsloth:
+        dtype = pick_dtype(weights.dtype)
+        model = accelerated(base, weights_folder(base), weights, lora, checkpointing, dtype, most_tokens)
+        if weights.four_bit:
+            require_four_bit(model, weights.least_4bit)
+        return model, None
+    model = load_model(base, dtype=weights.dtype, four_bit=weights.four_bit, least_4bit=weights.least_4bit)
     model.config.use_cache = False
     if weights.four_bit:
-        from peft import prepare_model_for_kbit_training
-
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        prepare_four_bit(model)
     if checkpointing:
         # not through TRL's flag: that makes the embeddings require gradients, and LoRA on the last layers would pay
         # for a backward pass through all of them
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if start is None:
         return model, lora_config(model, lora)
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(start), is_trainable=True), None
+    return wear(model, start, trainable=True), None
 
 
 def in_float32(model) -> None:
@@ -119,6 +134,38 @@ class Log(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
+
+
+class FirstGradients(TrainerCallback):
+    """Looks before the first update whether everything that should learn can: an adapter beside the path of the computation
+    would be trained for hours, saved, and change nothing.
+
+    A router may send no token of the first step to an expert: its part of the adapter then has a gradient of zeros, which is
+    said, not refused. Raises ProofError when a trainable parameter has no gradient at all.
+    """
+
+    def __init__(self):
+        self.looked = False
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.looked:
+            return
+        self.looked = True
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        without = [name for name, p in trained.items() if p.grad is None]
+        if without or not trained:
+            raise ProofError(
+                f"{len(without)} of {len(trained)} adapter parameters got no gradient in the first step, first {', '.join(without[:3])}"
+            )
+        asleep, experts = 0, 0
+        for name, p in trained.items():
+            module = model.get_submodule(name.partition(".lora_B")[0]) if ".lora_B" in name else None
+            count = getattr(module, "num_experts", 1)
+            if count > 1:
+                experts += count
+                asleep += int((p.grad.view(p.shape[0], -1, count).abs().sum((0, 1)) == 0).sum())
+        if asleep:
+            say(f"  no token of the first step reached {asleep} of {experts} adapted expert matrices")
 
 
 def read_metrics(folder: Path) -> list[dict]:

@@ -10,7 +10,8 @@ from toolkit.errors import ProofError, UserError
 from toolkit.models.anchor import Anchor, Held, trace
 from toolkit.models.load import load_tokenizer
 from toolkit.models.resolve import Model
-from toolkit.models.training import Log, in_float32, last_checkpoint, passes, policy, trainer_settings
+from toolkit.models.training import FirstGradients, Log, in_float32, last_checkpoint, passes, policy, trainer_settings
+from toolkit.models.unsloth_road import FROM_ADAPTER, OWN_LOSS, take
 from toolkit.preference.tripwire import Tripwire
 from toolkit.recipe import WEIGHTED, DpoSettings, ModelSettings
 from toolkit.records import PreferencePair
@@ -46,9 +47,11 @@ def train_dpo(
         Facts: pairs used and left out, steps, first and last loss, margin and accuracy, the tripwire's, and beta and kl where held.
 
     Raises:
-        UserError: no pair is short enough, or every pair weighs nothing.
+        UserError: no pair is short enough, every pair weighs nothing, or router_aux is asked of a model without routers.
         ProofError: the reward margin before the first update is not 0.
     """
+    own_loss = held or settings.loss != "dpo"
+    road = take(base, weights, OWN_LOSS if own_loss else FROM_ADAPTER if start else "")
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback, set_seed
     from trl import DPOConfig, DPOTrainer
@@ -89,7 +92,13 @@ def train_dpo(
 
     args = trainer_settings(out, seed=seed, **passes(settings))
     set_seed(seed)  # TRL before 1.16 draws the adapter's first weights unseeded
-    model, lora = policy(base, weights, settings.lora, settings.gradient_checkpointing, start)
+    model, lora = policy(
+        base, weights, settings.lora, settings.gradient_checkpointing, start, road, settings.max_tokens
+    )
+    if settings.router_aux and not hasattr(model.config.get_text_config(), "output_router_logits"):
+        raise UserError(
+            f"dpo.router_aux = {settings.router_aux:g}, but {base.id} has no routers to balance", "set it to 0"
+        )
     more = {}
     anchor = Anchor(held.settings, out) if held else None
     if settings.loss == "dpo" and not anchor:
@@ -104,7 +113,7 @@ def train_dpo(
         more["data_collator"] = PairCollator(tokenizer.pad_token_id)
     trainer = trainer_class(
         model=model,
-        args=DPOConfig(**args, beta=settings.beta, max_length=None),
+        args=DPOConfig(**args, beta=settings.beta, max_length=None, router_aux_loss_coef=settings.router_aux),
         train_dataset=Dataset.from_list(kept),
         processing_class=tokenizer,
         **more,
@@ -112,13 +121,13 @@ def train_dpo(
         callbacks=[
             Step0(),
             Log(out, "dpo"),
+            FirstGradients(),
             *([tripwire.callback(tokenizer)] if tripwire else []),
             *([anchor.callback()] if anchor else []),
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    if start:
-        in_float32(trainer.model)
+    in_float32(trainer.model)
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
     trainer.model.save_pretrained(str(out / "adapter"), selected_adapters=["default"])
     history = [h for h in trainer.state.log_history if "loss" in h]

@@ -20,7 +20,8 @@ from toolkit.errors import UserError
 from toolkit.models.anchor import Anchor, Held, answer_terms, last_states, row_sums, trace
 from toolkit.models.load import load_tokenizer
 from toolkit.models.resolve import Model
-from toolkit.models.training import Log, in_float32, last_checkpoint, policy, trainer_settings
+from toolkit.models.training import FirstGradients, Log, in_float32, last_checkpoint, policy, trainer_settings
+from toolkit.models.unsloth_road import FROM_ADAPTER, OWN_LOSS, take
 from toolkit.preference.tripwire import Tripwire
 from toolkit.progress import say
 from toolkit.recipe import GrpoSettings, LoraSettings, ModelSettings
@@ -150,6 +151,7 @@ def train_grpo(
     Raises:
         UserError: no request is short enough; a round cannot be split; a reward gave no number.
     """
+    road = take(base, weights, OWN_LOSS if held else FROM_ADAPTER if start else "")
     from datasets import Dataset
     from transformers import PrinterCallback, set_seed
     from trl import GRPOConfig
@@ -187,7 +189,9 @@ def train_grpo(
         return values
 
     set_seed(seed)
-    model, fresh = policy(base, weights, lora, settings.gradient_checkpointing, start)
+    model, fresh = policy(
+        base, weights, lora, settings.gradient_checkpointing, start, road, settings.prompt_tokens + settings.max_tokens
+    )
     vllm = settings.vllm == "auto" and vllm_is_there()
     args = trainer_settings(
         out,
@@ -233,6 +237,7 @@ def train_grpo(
         peft_config=fresh,
         callbacks=[
             Log(out, "grpo", show="reward"),
+            FirstGradients(),
             *([tripwire.callback(tokenizer)] if tripwire else []),
             *([anchor.callback()] if anchor else []),
         ],

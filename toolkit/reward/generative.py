@@ -16,9 +16,9 @@ from torch import nn
 
 from toolkit.engines.base import Messages
 from toolkit.errors import UserError
-from toolkit.models.load import load_model, load_tokenizer, lora_config
+from toolkit.models.load import load_model, load_tokenizer, lora_config, prepare_four_bit
 from toolkit.models.resolve import Model
-from toolkit.models.training import Log, last_checkpoint, read_metrics, trainer_settings
+from toolkit.models.training import FirstGradients, Log, last_checkpoint, read_metrics, trainer_settings
 from toolkit.narrative.dimensions import SCALE
 from toolkit.recipe import LoraSettings, ModelSettings
 from toolkit.reward.probe import fit_probe
@@ -150,7 +150,7 @@ def train_rater(
     Returns facts: texts used and left out, steps, first and last loss (mean of up to 10 steps). Raises UserError when no
     text is short enough, or the model has no chat template or no token for each digit.
     """
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     tokenizer = load_tokenizer(base)
@@ -163,9 +163,9 @@ def train_rater(
         raise UserError(f"none of {len(rows)} texts is within {limit}", "give shorter texts, or raise max_tokens")
     batches = alike(kept, size, settings.batch, seed)
 
-    model = load_model(base, dtype=weights.dtype, four_bit=weights.four_bit)
+    model = load_model(base, dtype=weights.dtype, four_bit=weights.four_bit, least_4bit=weights.least_4bit)
     if weights.four_bit:
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        prepare_four_bit(model)
     torch.manual_seed(seed)
     model = get_peft_model(model, lora_config(model, settings.lora))
     for parameter in model.parameters():
@@ -190,7 +190,7 @@ def train_rater(
         learning_rate=settings.lr,
         warmup_steps=min(10, len(batches) // 4),  # the digits' share of the vocabulary jumps at first
     )
-    more = {"train_dataset": batches, "data_collator": prepare, "callbacks": [Log(out, "rater")]}
+    more = {"train_dataset": batches, "data_collator": prepare, "callbacks": [Log(out, "rater"), FirstGradients()]}
     trainer = RaterTrainer(model=model, args=TrainingArguments(**args), **more)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(out))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from toolkit.errors import UserError
-from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config
+from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config, prepare_four_bit, wear
 from toolkit.models.resolve import resolve
 from toolkit.narrative.dimensions import HALF, KEYS, MIDDLE, SCALE
 from toolkit.progress import bar
@@ -242,13 +242,13 @@ def new_reward_model(
 
     A `reader` may be shared by several, so that each text is read once.
     """
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model
 
     model = resolve(config.base, gguf)
     backbone = load_model(model, dtype=config.dtype, four_bit=config.four_bit, backbone=True)
     module = _module(backbone, config)
     if config.four_bit:
-        prepare_model_for_kbit_training(module.backbone, use_gradient_checkpointing=False)
+        prepare_four_bit(module.backbone)
     peft_config = lora_config(module.backbone, lora, task=None)
     peft_config.modules_to_save = ["head"]
     module = get_peft_model(module, peft_config)
@@ -276,8 +276,6 @@ def load_reward_model(folder: str | Path, *, dimensions: tuple[str, ...] | None 
     Raises UserError when there is none, when it rates something else, or when the base model is not the one it was
     trained on.
     """
-    from peft import PeftModel
-
     folder = reward_folder(folder)
     known = json.loads((folder / "reward.json").read_text())
     config = RewardConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
@@ -287,7 +285,7 @@ def load_reward_model(folder: str | Path, *, dimensions: tuple[str, ...] | None 
     if fingerprint(model) != config.fingerprint:
         raise UserError(f"{folder} was trained on other weights of {config.base} than those here", "train it again")
     backbone = load_model(model, dtype=config.dtype, four_bit=config.four_bit, backbone=True)
-    module = PeftModel.from_pretrained(_module(backbone, config), str(folder))
+    module = wear(_module(backbone, config), folder)
     head = load_file(folder / "head.safetensors")
     module.base_model.model.head.modules_to_save["default"].load_state_dict(head)
     return RewardModel(module, load_tokenizer(model), config)

@@ -15,9 +15,9 @@ import torch
 
 from toolkit.engines.base import defused
 from toolkit.errors import UserError
-from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config
+from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config, prepare_four_bit, wear
 from toolkit.models.resolve import Model, resolve
-from toolkit.models.training import Log, in_float32, last_checkpoint, passes, trainer_settings
+from toolkit.models.training import FirstGradients, Log, in_float32, last_checkpoint, passes, trainer_settings
 from toolkit.progress import bar
 from toolkit.recipe import ModelSettings, PairwiseSettings
 from toolkit.records import PreferencePair
@@ -114,13 +114,13 @@ def train_pairwise(
             "raise pairwise.max_tokens, or give more pairs",
         )
     set_seed(seed)  # the head's first weights
-    model = load_model(base, dtype=weights.dtype, four_bit=weights.four_bit, scoring=True)
+    model = load_model(
+        base, dtype=weights.dtype, four_bit=weights.four_bit, scoring=True, least_4bit=weights.least_4bit
+    )
     model.config.pad_token_id = tokenizer.pad_token_id
     _float_head(model)
     if weights.four_bit:
-        from peft import prepare_model_for_kbit_training
-
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        prepare_four_bit(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     args = trainer_settings(out, seed=seed, **passes(settings))
@@ -130,7 +130,7 @@ def train_pairwise(
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora_config(model, settings.lora, task="SEQ_CLS"),
-        callbacks=[Log(out, "reward")],
+        callbacks=[Log(out, "reward"), FirstGradients()],
     )
     trainer.remove_callback(PrinterCallback)
     in_float32(trainer.model)
@@ -162,8 +162,6 @@ def load_pairwise(folder: str | Path) -> PairwiseModel:
 
     Raises UserError when there is none, or when the base model is not the one it was trained on.
     """
-    from peft import PeftModel
-
     folder = next((p for p in (Path(folder), Path(folder) / "pairwise") if (p / CARD).is_file()), None) or _none(folder)
     config = PairwiseConfig(**json.loads((folder / CARD).read_text()))
     base = resolve(config.base)
@@ -174,7 +172,7 @@ def load_pairwise(folder: str | Path) -> PairwiseModel:
         model = load_model(base, dtype=config.dtype, four_bit=config.four_bit, scoring=True)
     model.config.pad_token_id = tokenizer.pad_token_id
     _float_head(model)
-    return PairwiseModel(PeftModel.from_pretrained(model, str(folder)), tokenizer, config)
+    return PairwiseModel(wear(model, folder), tokenizer, config)
 
 
 def _none(folder):

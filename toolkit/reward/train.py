@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from toolkit.models.training import Log, last_checkpoint, trainer_settings
+from toolkit.models.training import FirstGradients, Log, last_checkpoint, trainer_settings
 from toolkit.narrative.dimensions import HALF, KEYS, MIDDLE
 from toolkit.recipe import RewardSettings
 from toolkit.reward.data import Group
@@ -83,7 +83,7 @@ def train_reward(
         args=TrainingArguments(**args),
         train_dataset=rows,
         data_collator=collate,
-        callbacks=[Log(out, "reward")],
+        callbacks=[Log(out, "reward"), FirstGradients()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume)

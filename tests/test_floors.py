@@ -12,7 +12,7 @@ FLOORS = [
     ("recipe", "pace"),
     ("engines", "models", "narrative", "greeting"),
     TRADES,
-    ("judges", "card"),
+    ("judges", "card", "doctor"),
     ("stages", "greeting_stages", "rater", "safety_report"),
     ("runner",),
     ("memory",),

@@ -1,4 +1,4 @@
-"""The machine on the command line: `fit`, whether a run fits before it runs; `audit`, what of a model is in 4 bits."""
+"""The machine on the command line: `fit`, whether a run fits; `audit`, what of a model is in 4 bits; `doctor`, what stands in the way."""
 
 import json
 from typing import TYPE_CHECKING
@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 EXAMPLES = {
     "fit": "fablesmith fit greetings-rm --vram 24\n  fablesmith fit quickstart --set dpo.batch=4 --ram 8",
     "audit": "fablesmith audit embedded-moe\n  fablesmith audit Qwen/Qwen3-30B-A3B-Instruct-2507 --json",
+    "doctor": "fablesmith doctor",
 }
-DOES_NOT_FIT = 3  # exit code
+BLOCKED, DOES_NOT_FIT = 1, 3  # exit codes
 
 
 def add_verbs(verb) -> None:
@@ -28,6 +29,9 @@ def add_verbs(verb) -> None:
     p = verb("audit", "load a model in 4 bits and say which of its weights really are")
     p.add_argument("model", metavar="MODEL", help="embedded, embedded-moe, a folder of safetensors, or a hub id")
     p.add_argument("--json", action="store_true", help="figures as JSON")
+
+    p = verb("doctor", "look at this machine: GPU, torch, llama.cpp, packages, disk, memory; each problem with its fix")
+    p.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def _fit(args) -> int:
@@ -73,4 +77,23 @@ def _audit(args) -> None:
     print(json.dumps({**asdict(found), "share": found.share}) if args.json else table(found))
 
 
-VERBS = {"fit": _fit, "audit": _audit}
+def _doctor(args) -> int:
+    from dataclasses import asdict
+
+    from toolkit.doctor import NOTE, OK, PROBLEM, examine
+
+    found = examine()
+    blocked = [f for f in found if f.state == PROBLEM]
+    if args.json:
+        print(json.dumps({"fine": not blocked, "findings": [asdict(f) for f in found]}, ensure_ascii=False))
+        return BLOCKED if blocked else 0
+    marks = {OK: " ", NOTE: "·", PROBLEM: "✗"}
+    for f in found:
+        print(f"{marks[f.state]} {f.about:<12} {f.said}")
+        if f.fix:
+            print(f"{'':<15}→ {f.fix}")
+    print(f"\n{len(blocked)} to mend" if blocked else "\nnothing stands in the way")
+    return BLOCKED if blocked else 0
+
+
+VERBS = {"audit": _audit, "doctor": _doctor, "fit": _fit}

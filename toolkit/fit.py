@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -229,17 +230,56 @@ def _helps(found: Fit) -> list[str]:
 
 
 def check(recipe: Recipe, stages: tuple[str, ...] | None = None) -> Fit:
-    """What `run` asks before anything is fetched or made.
+    """What `run` asks before anything is fetched or made; `stages`: those that are still to do.
 
-    Raises DoesNotFit, with the verdict, where it does not; UserError where the recipe cannot run here at all.
+    Raises DoesNotFit, with the verdict, where memory is not enough; UserError where the recipe cannot run here at all: weights
+    that are not to be had, another kind of model than it is for, a LoRA target that names nothing, a precision that the card lacks.
     """
+    from toolkit.models.hub import require
     from toolkit.models.load import pick_dtype
+    from toolkit.models.resolve import resolve
 
     pick_dtype(recipe.model.dtype)
+    require(resolve(recipe.model.id, recipe.model.gguf or None))
+    _require_engines(recipe)
     found = fit(recipe, stages=stages)
+    is_mixture, kind = found.parameters != found.active, recipe.model.kind
+    if kind != "any" and is_mixture != (kind == "moe"):
+        is_a = "a mixture of experts" if is_mixture else "a dense model"
+        raise UserError(
+            f"model.id: {recipe.model.id} is {is_a}, and {recipe.name} is for {'mixtures' if kind == 'moe' else 'dense ones'}",
+            "name another model, or set model.kind: any and look at lora.targets",
+        )
     if not found.fits:
         raise DoesNotFit(f"{recipe.name} does not fit this machine\n{table(found)}", "--no-fit runs it all the same")
     return found
+
+
+def _require_engines(recipe: Recipe) -> None:
+    """Raise UserError for a judge or an agent that is not on this machine and must not be fetched."""
+    from toolkit.models.catalogue import catalogue
+
+    if os.environ.get("HF_HUB_OFFLINE") != "1":
+        return
+    names = {s.name for s in plan(recipe)}
+    asked = [("evaluate.judge", recipe.evaluate.judge), *(("evaluate.jury", j) for j in recipe.evaluate.jury)]
+    asked = asked if "passport" in names else []
+    asked += [("ratings.rater", recipe.ratings.rater)] if "ratings" in names else []
+    if "rejection" in names:
+        r = recipe.rejection
+        asked += [
+            (f"rejection.{f}", getattr(r, f))
+            for f in ("agents", "writer", "positive", "negative", "judge", "reflector")
+        ]
+    asked += [("principles.agent", recipe.principles.agent)] if "principles" in names else []
+    known = {e.name: e for e in catalogue()}
+    for key, name in asked:
+        e = known.get(name.lower())
+        if e is not None and not e.path.is_file():
+            raise UserError(
+                f"{key}: {name} is not on this machine ({e.repo}: {e.file}, {e.size_gb:g} GB)",
+                f"without --offline it is fetched; or put it at {e.path}",
+            )
 
 
 def as_dict(found: Fit) -> dict:

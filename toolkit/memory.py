@@ -23,7 +23,8 @@ GIB = 2**30
 CUDA_CONTEXT = 0.7  # GiB on the card before any tensor: the driver's context and cuBLAS' workspace (not measured)
 HOST = 2.0  # GiB of RAM for CUDA's libraries beside torch (not measured)
 SHARD = 4.6  # GiB: the hub's usual largest file of safetensors
-PLAIN, TRAINS, READS = 0.1, 1.0, 0.4  # GiB of RAM of a process that only runs our code, trains, runs llama.cpp
+PLAIN, TRAINS, READS = 0.1, 1.06, 0.4  # GiB of RAM of a process that only runs our code, trains, runs llama.cpp
+GREETING = 200  # tokens of a good greeting, at the longest
 PROMPT = 120  # tokens of a question and the chat template around it, ours at their longest
 KINDS = 6  # of damage (narrative.damage.HARM)
 CONTEXT = {"writer": 4096, "agent": 8192, "judge": 8192}  # tokens of llama.cpp's cache
@@ -152,17 +153,22 @@ class Run:
         read = min(READ_ROWS, rows) * most * self.sizes.vocabulary * (self.each + 4.0 + 4.0)
         return max(written, read)
 
-    def pair_tokens(self) -> int:
-        """The longest text of a pair that dpo sees; longer ones are left out."""
+    def tokens(self, stage: str) -> int:
+        """The longest text that a training stage sees, with its question and the chat template; longer ones are left out."""
         r = self.recipe
+        if stage == "reward":
+            return min(r.reward.max_tokens, max(256, r.candidates.max_tokens))
+        if stage == "grpo":
+            return min(r.grpo.prompt_tokens, PROMPT) + r.grpo.max_tokens
+        limit = getattr(r, stage).max_tokens
+        if r.task == "greeting":
+            return min(limit, PROMPT + max(GREETING, r.grpo.max_tokens if stage == "dpo" else 0))
         if r.pairs.file:
             from toolkit.records import read_pairs
 
             rows = read_pairs(Path(r.pairs.file), r.premises.skip_bad_lines).rows
-            texts = [f"{p.prompt}\n{answer}" for p in rows for answer in (p.chosen, p.rejected)]
-            return min(r.dpo.max_tokens, self.longest(texts, r.dpo.max_tokens))
-        most = r.candidates.max_tokens if r.task == "plot" else r.grpo.max_tokens
-        return min(r.dpo.max_tokens, PROMPT + most)
+            return self.longest([f"{p.prompt}\n{answer}" for p in rows for answer in (p.chosen, p.rejected)], limit)
+        return min(limit, PROMPT + r.candidates.max_tokens)
 
     def longest(self, texts: list[str], limit: int) -> int:
         """Tokens of the longest text that is not above `limit`, counted where the tokenizer is at hand, else guessed."""
@@ -186,15 +192,20 @@ class Run:
     def _reward(self) -> Use:
         r, g = self.recipe, self.recipe.reward
         group = max(1 + KINDS * len(g.strengths), r.candidates.per_premise + 1)
-        tokens = min(g.max_tokens, max(256, r.candidates.max_tokens))
         found = self.step(
-            g.batch * group, tokens, g.lora, head="mean", depth=g.depth, checkpointing=g.gradient_checkpointing
+            g.batch * group,
+            self.tokens("reward"),
+            g.lora,
+            head="mean",
+            depth=g.depth,
+            checkpointing=g.gradient_checkpointing,
         )
-        return self.train(found)
+        whole = self.step(1, 1, None, head="mean").weights  # all layers are loaded, then some are cut
+        return self.train(found, turns={"layers that are cut": whole - found.weights})
 
     def _dpo(self) -> Use:
         g, greeting = self.recipe.dpo, self.recipe.task == "greeting"
-        tokens = self.pair_tokens()
+        tokens = self.tokens("dpo")
         lora = self.recipe.sft.lora if greeting else g.lora
         found = self.step(
             2 * g.batch,
@@ -218,23 +229,24 @@ class Run:
 
     def _sft(self) -> Use:
         g = self.recipe.sft
-        tokens = min(g.max_tokens, PROMPT + 200)
+        tokens = self.tokens("sft")
         found = self.step(g.batch, tokens, g.lora, answer=tokens - PROMPT // 2, checkpointing=g.gradient_checkpointing)
         return self.train(found)
 
     def _pairwise(self) -> Use:
         g = self.recipe.pairwise
-        tokens = min(g.max_tokens, PROMPT + 200)
-        found = self.step(2 * g.batch, tokens, g.lora, head="score", checkpointing=g.gradient_checkpointing)
+        found = self.step(
+            2 * g.batch, self.tokens("pairwise"), g.lora, head="score", checkpointing=g.gradient_checkpointing
+        )
         return self.train(found)
 
     def _grpo(self) -> Use:
         r, g = self.recipe, self.recipe.grpo
-        tokens, answers = min(g.prompt_tokens, PROMPT) + g.max_tokens, g.batch * g.samples
+        tokens, answers = self.tokens("grpo"), g.batch * g.samples
         found = self.step(
             min(g.mini_batch, answers), tokens, r.sft.lora, answer=g.max_tokens, checkpointing=g.gradient_checkpointing
         )
-        prefill = self.step(answers, min(g.prompt_tokens, PROMPT), None, head="mean")
+        prefill = self.step(answers, tokens - g.max_tokens, None, head="mean")
         writing = self.cache(answers, tokens) + max(
             prefill.activations + prefill.unpacked, 4.0 * answers * self.sizes.vocabulary * 4
         )
@@ -345,6 +357,8 @@ class Run:
             return Use(ram={"python": PLAIN}, kept=kept)
         largest = 2 * self.sizes.vocabulary * self.sizes.hidden * 4 / GIB
         kept["GGUF"] = self.gguf_bytes(r.quantisation) / GIB
+        if self.sizes.moe and r.four_bit:
+            kept["4-bit cache"] = self.sizes.weights(True, 2.0) / GIB
         return Use(ram={"converter": TRAINS + largest}, kept=kept, scratch={"16-bit GGUF": weights})
 
     def _export(self) -> Use:

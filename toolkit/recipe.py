@@ -42,6 +42,9 @@ class ModelSettings:
     )
     quantisation: str = setting("F16", "of the GGUF made when none is given", one_of=QUANTISATIONS)
     dtype: str = setting("auto", "of the frozen weights", one_of=("auto", "float32", "bfloat16", "float16"))
+    kind: str = setting(
+        "any", "what it must be: any, dense, moe (a mixture of experts)", one_of=("any", "dense", "moe")
+    )
     four_bit: bool = setting(False, "NF4 with double quantisation (QLoRA)")
     least_4bit: float = setting(
         0.9, "with four_bit: share of the layers' weights that must really be in 4 bits; 0 asks nothing", low=0, high=1

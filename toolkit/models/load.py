@@ -13,6 +13,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import UserError
+from toolkit.models.hub import require
 from toolkit.models.resolve import EMBEDDED, MADE, Model, digest, embedded_gguf, resolve
 from toolkit.models.targets import adapter_targets, of_layers
 from toolkit.recipe import LoraSettings, ModelSettings
@@ -25,11 +26,20 @@ def pick_dtype(name: str = "auto") -> torch.dtype:
 
     On a CPU without AVX512-BF16 or AMX bfloat16 is emulated and 2–3 times slower than float32; with it, 2–4 times faster
     (both measured, docs/results.md).
+
+    Raises UserError for bfloat16 on a card without it (a T4, say).
     """
+    card = torch.cuda.is_available()
+    whole = card and torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "bfloat16" and card and not whole:
+        raise UserError(
+            f"model.dtype: this card ({torch.cuda.get_device_name(0)}) does not compute in bfloat16",
+            "leave model.dtype at auto, which takes float16 here",
+        )
     if name != "auto":
         return getattr(torch, name)
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if card:
+        return torch.bfloat16 if whole else torch.float16
     checks = [getattr(torch.cpu, c, lambda: False) for c in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     return torch.bfloat16 if any(check() for check in checks) else torch.float32
 
@@ -247,6 +257,7 @@ def fingerprint(model: Model) -> str:
 
 
 def _from_hub(model: Model, call, *args, **kwargs):
+    require(model)
     try:
         return call(*args, **kwargs)
     except OSError as error:

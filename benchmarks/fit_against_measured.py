@@ -181,7 +181,10 @@ def of_run(folder: Path) -> None:
     from toolkit.recipe import load_recipe
     from toolkit.runner import CARD, plan
 
-    recipe = load_recipe(str(folder / "recipe.json"))
+    stated = lambda d: {k: stated(v) if isinstance(v, dict) else v for k, v in d.items() if v != []}  # noqa: E731
+    with tempfile.TemporaryDirectory() as made:  # a recipe does not name what is empty
+        (Path(made) / "recipe.yaml").write_text(json.dumps(stated(json.loads((folder / "recipe.json").read_text()))))
+        recipe = load_recipe(str(Path(made) / "recipe.yaml"))
     run = Run(recipe, 0.0)
     print("| stage | measured GiB | predicted GiB | off |\n|---|---|---|---|")
     for stage in plan(recipe):

@@ -240,7 +240,7 @@ def check(recipe: Recipe, stages: tuple[str, ...] | None = None) -> Fit:
     from toolkit.models.resolve import resolve
 
     pick_dtype(recipe.model.dtype)
-    require(resolve(recipe.model.id, recipe.model.gguf or None))
+    require(resolve(recipe.model.id))
     _require_engines(recipe)
     found = fit(recipe, stages=stages)
     is_mixture, kind = found.parameters != found.active, recipe.model.kind

@@ -23,7 +23,9 @@ GIB = 2**30
 CUDA_CONTEXT = 0.7  # GiB on the card before any tensor: the driver's context and cuBLAS' workspace (not measured)
 HOST = 2.0  # GiB of RAM for CUDA's libraries beside torch (not measured)
 SHARD = 4.6  # GiB: the hub's usual largest file of safetensors
-PLAIN, TRAINS, READS = 0.1, 1.06, 0.4  # GiB of RAM of a process that only runs our code, trains, runs llama.cpp
+# GiB of RAM of a process that only runs our code, trains, runs llama.cpp, runs it after a stage that trained
+PLAIN, TRAINS, READS, AFTER = 0.1, 1.06, 0.4, 0.8
+EMBEDS = 0.35  # GiB of RAM of sentence-transformers and its small model: a tripwire's and the comparison's distances
 GREETING = 200  # tokens of a good greeting, at the longest
 PROMPT = 120  # tokens of a question and the chat template around it, ours at their longest
 KINDS = 6  # of damage (narrative.damage.HARM)
@@ -51,7 +53,7 @@ class Engine:
     experts: float = 0.0
 
     def bytes(self, context: int) -> float:
-        return self.file + self.token * context + 0.3 * GIB  # buffers of 512 tokens
+        return self.file + self.token * context + min(0.3 * GIB, self.file)  # buffers: 512 tokens' logits, mostly
 
 
 class Run:
@@ -64,7 +66,7 @@ class Run:
 
     def __init__(self, recipe: Recipe, vram: float, like: "Run | None" = None):
         self.recipe, self.vram = recipe, vram
-        self.model = resolve(recipe.model.id, recipe.model.gguf or None)
+        self.model = resolve(recipe.model.id)
         self.config = like.config if like else config_of(self.model)
         self.sizes = like.sizes if like else count(self.config)
         self.steps = like.steps if like else {}
@@ -134,9 +136,10 @@ class Run:
         parts = {name: size / GIB for name, size in parts.items() if size > 1e5}
         adapter = {"adapter": found.adapter / GIB}
         scratch = {"checkpoints": 3 * (found.adapter + found.optimiser) / GIB}
+        base = {"python and torch": TRAINS, **({"distances": EMBEDS} if "tripwire's look" in turns else {})}
         if not self.gpu:
-            return Use(ram={"python and torch": TRAINS, **parts}, kept=adapter, scratch=scratch)
-        ram = {"python and torch": TRAINS + HOST, "a file of weights": min(SHARD, self.sizes.total * 2 / GIB)}
+            return Use(ram={**base, **parts}, kept=adapter, scratch=scratch)
+        ram = {**base, "CUDA's libraries": HOST, "a file of weights": min(SHARD, self.sizes.total * 2 / GIB)}
         return Use({"CUDA": CUDA_CONTEXT, **parts}, ram, adapter, scratch)
 
     def cache(self, rows: int, tokens: int) -> float:
@@ -314,8 +317,10 @@ class Run:
                 )
         return dataclasses.replace(use, ram={**(use.ram or {"llama.cpp": READS}), **part})
 
-    def _reading(self, name: str, context: str, on: str = "auto") -> Use:
-        return self._with_engine(Use(), self.engine(name), CONTEXT[context], on)
+    def _reading(self, name: str, context: str, on: str = "auto", after: bool = False) -> Use:
+        """A GGUF alone; `after` a stage that trained, what torch brought along is still there."""
+        start = Use(ram={"llama.cpp": AFTER}) if after else Use()
+        return self._with_engine(start, self.engine(name), CONTEXT[context], on)
 
     def _candidates(self) -> Use:
         return self._reading("base", "writer")
@@ -324,7 +329,7 @@ class Run:
         return self._reading(self.recipe.ratings.rater, "writer")
 
     def _passport(self) -> Use:
-        return self._reading(self.recipe.evaluate.judge, "judge", self.recipe.evaluate.judge_on)
+        return self._reading(self.recipe.evaluate.judge, "judge", self.recipe.evaluate.judge_on, after=True)
 
     def _rejection(self) -> Use:
         """The writer, and every agent that is another model: all of them stay open."""
@@ -346,20 +351,24 @@ class Run:
         panel = [self._reading(name, "judge", e.judge_on) for name in e.jury]
         if e.judge_on == "cpu" and self.gpu:
             judge = self._with_engine(writer, self.engine(e.judge), CONTEXT["judge"], "cpu")
-        return max([writer, judge, *panel], key=lambda u: (sum(u.vram.values()), sum(u.ram.values())))
+        last = self._pairs() if not self.recipe.pairs.file else Use(ram={"python and torch": TRAINS})
+        turns = [writer, judge, *panel, dataclasses.replace(last, ram={**last.ram, "distances": EMBEDS})]
+        most = lambda where: max((getattr(u, where) for u in turns), key=lambda parts: sum(parts.values()))  # noqa: E731
+        return Use(vram=most("vram"), ram=most("ram"))
 
     # ---- files
 
     def _model(self) -> Use:
         r, weights = self.recipe.model, self.sizes.total * 2 / GIB
-        kept = {} if isinstance(self.model.weights, Path) and self.recipe.model.id not in MADE else {"weights": weights}
-        if r.gguf:
-            return Use(ram={"python": PLAIN}, kept=kept)
-        largest = 2 * self.sizes.vocabulary * self.sizes.hidden * 4 / GIB
-        kept["GGUF"] = self.gguf_bytes(r.quantisation) / GIB
+        kept = {} if isinstance(self.model.weights, Path) and r.id not in MADE else {"weights": weights}
         if self.sizes.moe and r.four_bit:
             kept["4-bit cache"] = self.sizes.weights(True, 2.0) / GIB
-        return Use(ram={"converter": TRAINS + largest}, kept=kept, scratch={"16-bit GGUF": weights})
+        if r.gguf:
+            own = Path(r.gguf).is_file()
+            return Use(ram={"python": PLAIN}, kept=kept if own else {**kept, "GGUF": self.engine("base").file / GIB})
+        largest = 2 * self.sizes.vocabulary * self.sizes.hidden * 4 / GIB
+        kept["GGUF"] = self.gguf_bytes(r.quantisation) / GIB
+        return Use(ram={"converter": READS + largest}, kept=kept, scratch={"16-bit GGUF": weights})
 
     def _export(self) -> Use:
         """Merged a few matrices at a time, converted, quantised; or the adapter alone.
@@ -369,12 +378,17 @@ class Run:
         if not self.merges():
             return self._reading("base", "writer")
         weights = self.sizes.total * 2 / GIB
-        ram = {
-            "python and torch": TRAINS + (HOST if self.gpu else 0),
-            "two files of weights": 2 * min(SHARD, 2 * weights),
-        }
+        proof = self.step(1, 256, None, head="logprobs")
+        held = {"weights, to prove": proof.weights / GIB, "reading": (proof.activations + proof.unpacked) / GIB}
+        ram = {"python and torch": TRAINS}
+        ram |= (
+            {"CUDA's libraries": HOST, "a file of weights": min(SHARD, weights)}
+            if self.gpu
+            else {**held, "GGUF, to prove": weights}
+        )
         scratch = {"merged weights": weights, "16-bit GGUF": weights}
-        return Use(ram=ram, kept={"GGUF": self.gguf_bytes(self.recipe.export.quantisation) / GIB}, scratch=scratch)
+        kept = {"GGUF": self.gguf_bytes(self.recipe.export.quantisation) / GIB}
+        return Use({"CUDA": CUDA_CONTEXT, **held} if self.gpu else {}, ram, kept, scratch)
 
     def _pairs(self) -> Use:
         """The trained reward model reads the candidates."""

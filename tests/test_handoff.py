@@ -219,9 +219,11 @@ def test_the_card_says_what_was_found_of_safety(run):
 def test_an_instruct_runs_card_has_no_plots_in_it(run):
     recipe = json.loads((run / "recipe.json").read_text())
     (run / "recipe.json").write_text(json.dumps({**recipe, "task": "instruct", "align": "sft"}))
+    put_stage(run, "data", {"train": 110, "test": 32})
     put_stage(run, "safety", {"lines": ["Drift from the model before: 0.1 nats a token."]})
     text = model_card(run)
     assert "language" not in head(text)
+    assert "110 answers to learn from, 32 held out" in text
     assert "under Safety" in text
     assert "SFT, learning rate" in text
     assert read_handout(run).sampling.max_tokens == recipe["sft"]["max_tokens"]

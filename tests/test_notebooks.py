@@ -72,10 +72,16 @@ def sizes(few_plots: Path) -> dict[str, list[str]]:
         "tripwire": "every: 0",
         "evaluate": "judge: embedded, per_premise: 1, best_of: 1",
     }
+    safe = {
+        "model": "id: embedded",
+        "data": "train: 6, test: 2",
+        "sft": f"epochs: 1, batch: 2, lr: 1e-3, max_tokens: 300, {TRAINED}",
+        "safety": "signal: probe, most: 2, max_tokens: 16",
+    }
     return {
         "plots": sections(**plots),
         "diverse": sections(**{**plots, "dpo": f"loss: ddpo, lr: 1e-3, epochs: 1, {TRAINED}"}),
-        "safe": sections(**plots),
+        "safe": sections(**safe),
         "greetings": sections(**greetings),
         "frontier": ["--most", "2", "--samples", "2", "--max-tokens", "40"],
         "write": ["--max-tokens", "40"],

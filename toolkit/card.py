@@ -125,6 +125,9 @@ def _made(recipe: dict, base: str, facts: dict, run: Path) -> list[str]:
     if "requests" in facts:
         q = facts["requests"]
         rows.append(("requests", ", ".join(f"{q[k]} to {k}" for k in ("train", "validate", "test") if k in q)))
+    if "data" in facts:
+        d, own = facts["data"], recipe.get("data", {}).get("file") != "shipped"
+        rows.append(("chats", f"{d['train']} answers to learn from, {d['test']} held out, {'the maker’s own' if own else 'written for Fablesmith'}"))  # fmt: skip
     if "pairs" in facts:
         pairs = facts["pairs"]
         left = sum(pairs["rejected"].values()) if isinstance(pairs.get("rejected"), dict) else None

@@ -10,7 +10,7 @@
 # |---|---|
 # | machine | Colab's free CPU or T4, or any computer |
 # | needs | {needs:quickstart} |
-# | disk | about 3 GB, with everything that is installed |
+# | disk | about 4 GB, with everything that is installed |
 
 # %% setup
 # %% [markdown]

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
-import build  # noqa: E402
+import make_pages as build  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [p.relative_to(ROOT).as_posix() for p in PAGES]
@@ -17,12 +17,12 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def test_the_command_reference_is_current():
-    assert (ROOT / "docs" / "commands.md").read_text() == build.commands(), "run python docs/build.py"
+    assert (ROOT / "docs" / "commands.md").read_text() == build.commands(), "run python docs/make_pages.py"
 
 
 @pytest.mark.slow
 def test_the_table_of_cards_is_current():
-    assert (ROOT / "docs" / "which-model.md").read_text() == build.which_model(), "run python docs/build.py"
+    assert (ROOT / "docs" / "which-model.md").read_text() == build.which_model(), "run python docs/make_pages.py"
 
 
 def prose(page: Path) -> str:

@@ -15,7 +15,7 @@ from toolkit.recipe import load_recipe, recipes_folder
 
 NOTEBOOKS = recipes_folder() / "notebooks"
 sys.path.insert(0, str(NOTEBOOKS))
-import build  # noqa: E402
+import make_notebooks as build  # noqa: E402
 
 PLOTS = Path(__file__).resolve().parents[1] / "toolkit" / "data" / "plots.jsonl"
 NAMES = [source.stem for source in build.sources()]
@@ -24,7 +24,7 @@ NAMES = [source.stem for source in build.sources()]
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_is_what_its_script_makes(name):
     made = build.notebook(NOTEBOOKS / "src" / f"{name}.py")
-    assert (NOTEBOOKS / f"{name}.ipynb").read_text() == made, "run python recipes/notebooks/build.py"
+    assert (NOTEBOOKS / f"{name}.ipynb").read_text() == made, "run python recipes/notebooks/make_notebooks.py"
 
 
 def test_no_notebook_without_a_script():

@@ -1,6 +1,6 @@
 """What the documentation takes from the code: docs/commands.md and docs/which-model.md.
 
-python docs/build.py
+python docs/make_pages.py
 """
 
 import argparse
@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CARDS = (8, 12, 16, 24, 48, 80)  # GB, as they are sold
-MADE = "<!-- made by docs/build.py: change the code, then run it again -->"
+MADE = "<!-- made by docs/make_pages.py: change the code, then run it again -->"
 
 
 def commands() -> str:

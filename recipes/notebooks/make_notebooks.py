@@ -1,6 +1,6 @@
 """recipes/notebooks/src/*.py → *.ipynb, for Colab. The scripts are what is written and read; the notebooks are made of them.
 
-python recipes/notebooks/build.py
+python recipes/notebooks/make_notebooks.py
 """
 
 import re

@@ -5,6 +5,7 @@ import json
 import shlex
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -73,6 +74,20 @@ def test_handing_out_again_replaces_what_was_there(run, tmp_path):
     first = hand_out(run, "ollama", tmp_path / "out")
     assert hand_out(run, "ollama", tmp_path / "out") == first
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["Modelfile", "quickstart-Q8_0.gguf"]
+
+
+def test_where_the_disk_knows_no_links_the_model_is_copied_or_refused_for_want_of_room(run, tmp_path, monkeypatch):
+    def no_link(*args):
+        raise OSError("another device")
+
+    monkeypatch.setattr("os.link", no_link)
+    monkeypatch.setattr("shutil.disk_usage", lambda p: SimpleNamespace(free=2**20))
+    with pytest.raises(UserError, match=r"a copy of quickstart-Q8_0\.gguf needs"):
+        hand_out(run, "koboldcpp", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.gguf"))
+    monkeypatch.setattr("shutil.disk_usage", lambda p: SimpleNamespace(free=2**40))
+    hand_out(run, "koboldcpp", tmp_path / "out")
+    assert (tmp_path / "out" / "quickstart-Q8_0.gguf").stat().st_size == embedded_gguf().stat().st_size
 
 
 def modelfile(run, out) -> tuple[dict[str, list[str]], str]:
@@ -192,6 +207,12 @@ def test_the_card_of_an_unfinished_run_claims_nothing(run):
     assert head(text)["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "Nothing is claimed of this model." in text
     assert "was not measured" in text.partition("## Safety")[2]
+
+
+def test_an_adapter_is_called_one_in_the_cards_header(run, adapter_run):
+    assert head(model_card(run))["base_model_relation"] == "finetune"
+    assert head(model_card(adapter_run))["base_model_relation"] == "adapter"
+    assert "`adapter.gguf` goes on" in model_card(adapter_run)
 
 
 def test_the_card_gives_figures_with_their_baseline_and_interval(run):

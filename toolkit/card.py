@@ -56,7 +56,7 @@ def model_card(run: Path) -> str:
     facts = {p.parent.name: json.loads(p.read_text(encoding="utf-8"))["facts"] for p in run.glob("*/stage.json")}
     base = EMBEDDED_ID if recipe["model"]["id"].startswith(EMBEDDED) else recipe["model"]["id"]
     sections = (
-        _head(recipe, base),
+        _head(recipe, base, facts),
         _header(recipe, base, facts),
         _made(recipe, base, facts, run),
         _measured(recipe, facts),
@@ -81,7 +81,7 @@ def licence(base: str) -> str:
     return named.licence.lower() if named else "other"
 
 
-def _head(recipe: dict, base: str) -> list[str]:
+def _head(recipe: dict, base: str, facts: dict) -> list[str]:
     import yaml
 
     from toolkit.hardware import package_version
@@ -90,7 +90,7 @@ def _head(recipe: dict, base: str) -> list[str]:
     head = {
         "license": licence(base),
         "base_model": base,
-        "base_model_relation": "finetune",
+        "base_model_relation": "finetune" if facts["export"].get("merged", True) else "adapter",
         "language": list(recipe[spoken]["languages"]) if spoken else [],
         "pipeline_tag": "text-generation",
         "tags": ["fablesmith", "creative-writing", recipe["align"], "gguf", "lora"],

@@ -88,7 +88,6 @@ def hand_out(run: Path, program: str, out: Path) -> tuple[list[Path], str, list[
     handout = read_handout(run)
     written, then, notes = PROGRAMS[program](handout)
     require_writable(out)
-    require_disk(out, sum(f.stat().st_size for f in handout.own) / 2**20 + 1, f"the export for {program}")
     files = [_beside(file, out) for file in handout.own]
     for name, text in written.items():
         (out / name).write_text(text, encoding="utf-8")
@@ -107,7 +106,8 @@ def _beside(file: Path, out: Path) -> Path:
     partial.unlink(missing_ok=True)
     try:
         os.link(file.resolve(), partial)
-    except OSError:
+    except OSError:  # another disk, or one that knows no links
+        require_disk(out, file.stat().st_size / 2**20 + 1, f"a copy of {file.name}")
         shutil.copyfile(file, partial)
     os.replace(partial, target)
     return target

@@ -65,6 +65,7 @@ def fill(page) -> None:
     page.click("button#compare")
     page.wait_for_selector("button#vote-first:visible", timeout=LONG)
     show(page, 2)
+    page.get_by_label("Ratings", exact=True).check(force=True)  # the embedded model cannot quote
     page.fill("#judge-text textarea", TEXT)
     page.click("button#judge")
     page.wait_for_selector("#judge-state .status:has-text('Done')", timeout=LONG)
@@ -94,13 +95,14 @@ def main() -> None:
             "-m",
             "toolkit",
             "demo",
-            str(args.run.resolve()),
+            f"{args.run.parent.name}/{args.run.name}",
             "--port",
             "0",
             "--votes",
             f"{folder}/votes.jsonl",
         ]
-        server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        home = args.run.resolve().parents[1]  # so that the pictures name no folder of this machine
+        server = subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, text=True)
         try:
             address = re.search(r"http://\S+", server.stdout.readline()).group()
             browser = p.chromium.launch(executable_path=chromium, args=["--headless", "--no-sandbox", "--disable-gpu"])

@@ -178,22 +178,23 @@ def test_drafts_stream_side_by_side_and_one_is_worked_on(visit):
     assert Path(saved.value.path()).read_text(encoding="utf-8").startswith(f"> {PREMISE}")
 
 
-def test_stop_by_key_stops_at_once_and_keeps_the_text(visit):
+def test_stop_by_key_stops_the_decoding_and_keeps_the_text(visit):
     page = visit()
     page.fill("#premise textarea", PREMISE)
     page.get_by_label("A short story", exact=True).check(force=True)
     page.locator("#premise textarea").press("Control+Enter")
     wait_for(lambda: any(drafts(page)))
     page.keyboard.press("Escape")
-    wait_for(lambda: status(page).startswith("Stopped"), 5)
+    wait_for(lambda: status(page).startswith("Stopped"))
     kept = drafts(page)
     assert any(kept)
-    began = time.monotonic()
-    write(page, n=1)  # nothing decodes any more: the next one begins at once
-    wait_for(lambda: "Writing" in status(page), 5)
-    wait_for(lambda: any(d and d not in kept for d in drafts(page)), 10)
-    assert time.monotonic() - began < 10
-    page.click("button#write-stop")
+    page.wait_for_timeout(700)
+    assert drafts(page) == kept
+    write(page, n=1)  # nothing is ahead of it any more
+    said = wait_for(lambda: status(page) if "Stopped" not in status(page) else "")
+    assert "ahead" not in said
+    page.wait_for_selector("#drafts .take")
+    assert drafts(page) != kept
 
 
 def test_two_people_at_once_and_the_second_sees_the_first(visit):
@@ -202,11 +203,11 @@ def test_two_people_at_once_and_the_second_sees_the_first(visit):
     wait_for(lambda: any(drafts(one)))
     two.fill("#premise textarea", PREMISE)
     two.click("button#write")
-    wait_for(lambda: "前面还有 1 个任务" in status(two), 5)
+    wait_for(lambda: "前面还有 1 个任务" in status(two))
     one.wait_for_selector("#drafts .take")
     wait_for(lambda: any(drafts(two)))
     two.keyboard.press("Escape")
-    wait_for(lambda: status(two).startswith("已停止"), 5)
+    wait_for(lambda: status(two).startswith("已停止"))
     assert status(one).startswith("Done")
 
 
@@ -217,7 +218,7 @@ def test_a_reload_in_the_middle_stops_the_work_and_the_history_has_it(visit):
     page.reload()
     page.wait_for_selector("#premise textarea")
     write(page)
-    wait_for(lambda: any(drafts(page)), 15)
+    wait_for(lambda: any(drafts(page)))
     page.click("button#write-stop")
     page.click("#history button >> nth=0")
     entry = page.locator("#entries li", has_text="A ferryman refuses one passenger.")
@@ -263,14 +264,14 @@ def test_a_vote_by_key_is_kept_blind_and_the_next_pair_comes(visit, server):
     )
     assert row["chosen"].split()[:5] == texts[1].split()[:5]
     assert {row["chosen_from"], row["rejected_from"]} == {"embedded", "other"}
-    wait_for(lambda: "text 1 of 2" in status(page, "compare"), 20)
+    wait_for(lambda: "text 1 of 2" in status(page, "compare"))
     page.keyboard.press("Escape")
-    wait_for(lambda: "Stopped" in status(page, "compare"), 5)
+    wait_for(lambda: "Stopped" in status(page, "compare"))
     page.click("#count button >> nth=0")
     wait_for(lambda: "100 % of 1 votes" in page.locator("#count").inner_text())
     page.locator("#pair").click()
     page.keyboard.press("u")
-    wait_for(lambda: votes.read_text() == "", 10)
+    wait_for(lambda: votes.read_text() == "")
 
 
 # ---- judge
@@ -300,10 +301,10 @@ def test_what_cannot_be_judged_is_told_in_the_language_of_the_page(visit, tmp_pa
     with page.expect_file_chooser() as chooser:
         page.click("#judge-upload")
     chooser.value.set_files(file)
-    wait_for(lambda: "model.gguf 不是文本文件" in status(page, "judge"), 10)
+    wait_for(lambda: "model.gguf 不是文本文件" in status(page, "judge"))
     page.fill("#judge-text textarea", "x" * 2**20)
     page.click("button#judge")
-    wait_for(lambda: "1,048,576" in status(page, "judge"), 20)
+    wait_for(lambda: "1,048,576" in status(page, "judge"))
 
 
 # ---- what should not happen, and does
@@ -315,7 +316,7 @@ def test_mistakes_and_attacks_are_told_and_change_nothing(visit, server):
     wait_for(lambda: "The premise is empty." in status(page))
     page.fill("#premise textarea", "x" * 2**20)
     page.click("button#write")
-    wait_for(lambda: "1,048,576 characters" in status(page), 20)
+    wait_for(lambda: "1,048,576 characters" in status(page))
     evil = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>${window.hacked=1}{{window.hacked=1}}"
     entry = {"id": "xevil", "made": "2026-01-01T00:00:00", "texts": [evil, evil]}
     entry["wish"] = {"premise": evil, "genre": "", "tone": "", "model": evil, "seed": 1}

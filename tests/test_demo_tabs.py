@@ -260,6 +260,13 @@ def test_a_broken_run_folder_breaks_nothing(house):
     assert "broken" in runview.run(Words("en"), house, folder, at_work=False)
 
 
+def test_a_run_that_has_only_just_been_started_is_shown_too(house):
+    folder = house.runs / "new"
+    folder.mkdir()
+    (folder / running.NOTE).write_text("{}")
+    assert {s.state for s in running.steps(Training(house).folder("new"))} == {"waiting"}
+
+
 # ---- training
 
 

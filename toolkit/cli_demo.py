@@ -40,7 +40,7 @@ def demo(args) -> None:
     if (Path(what) / "recipe.json").is_file():
         from toolkit.models.resolve import exported_gguf
 
-        runs = Path(what).resolve().parent
+        runs = Path(what).parent if Path(what).name not in ("", "..") else Path(what).resolve().parent
         if exported_gguf(Path(what)) is None:
             print(f"{what} has exported no model yet: the page opens with the embedded one", file=sys.stderr)
             what = "embedded"

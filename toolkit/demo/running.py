@@ -57,7 +57,7 @@ def _planned(folder: Path) -> list[str]:
     made = {p.parent.name for p in folder.glob(f"*/{CARD}")} | {p.stem for p in folder.glob("*.partial")}
     if "report" in made:
         return [n for n in have if n in made]  # it is whole: what its plan left out is not waited for
-    with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
+    with contextlib.suppress(UserError, OSError, KeyError, TypeError, ValueError):
         from toolkit.runner import plan
 
         return [s.name for s in plan(_recipe_of(folder))]

@@ -148,6 +148,8 @@ def serve(house: House, host: str = "127.0.0.1", port: int | None = None, langua
         ready(f"http://{name}:{found.getsockname()[1]}/")
     try:
         server.run(sockets=[found])
+    except KeyboardInterrupt:
+        pass  # Ctrl-C is how one stops it
     finally:
         house.desk.close()
 

@@ -250,6 +250,19 @@ def test_whatever_stands_in_a_run_is_shown_as_text(house):
     assert "the mean reward differs too little" in shown
 
 
+def test_the_safety_card_and_the_report_are_linked_when_they_are_there(house):
+    folder = house.run("r<1>")
+    assert "../safety/" not in runview.run(Words("en"), house, folder, at_work=False)
+    card = running.safety_card(house, folder)
+    card.parent.mkdir()
+    card.write_text("<p>card</p>")
+    card.with_suffix(".svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>x</script></svg>")
+    shown = runview.run(Words("en"), house, folder, at_work=False)
+    assert "href='../safety/r%3C1%3E'" in shown
+    assert "src='data:image/svg+xml;base64," in shown
+    assert "<script" not in shown
+
+
 def test_a_broken_run_folder_breaks_nothing(house):
     folder = house.runs / "broken"
     folder.mkdir()

@@ -132,13 +132,18 @@ def pairs(folder: Path, most: int = 6) -> tuple[list[dict], int, Counter]:
 
 
 def pictures(house: House, folder: Path) -> dict[str, Path]:
-    """Charts that stand in the run's folder: diversity, safety; and the quality–diversity chart of the runs beside it."""
+    """Charts of a run: its diversity, its safety card's (`fablesmith safety`), and the quality–diversity chart of all runs."""
     known = {
         "diversity": folder / "evaluate" / "diversity.svg",
-        "safety": folder / "safety" / "safety.svg",
+        "safety": safety_card(house, folder).with_suffix(".svg"),
         "frontier": house.runs / "frontier" / "frontier.svg",
     }
     return {name: path for name, path in known.items() if path.is_file()}
+
+
+def safety_card(house: House, folder: Path) -> Path:
+    """Where `fablesmith safety RUN` puts its page by default."""
+    return house.runs / f"safety-{folder.name}" / "safety.html"
 
 
 # ---- training

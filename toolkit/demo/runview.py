@@ -29,7 +29,7 @@ def stages(w: Words, folder: Path, at_work: bool) -> str:
 def run(w: Words, house: House, folder: Path, at_work: bool) -> str:
     """Everything about a run that its folder tells."""
     recipe = running.read_json(folder / "recipe.json")
-    out = [f"<h2>{esc(folder.name)}</h2><p class='quiet'>{esc(recipe.get('about', ''))}</p>", _made(w, folder)]
+    out = [f"<h2>{esc(folder.name)}</h2><p class='quiet'>{esc(recipe.get('about', ''))}</p>", _made(w, house, folder)]
     out.append(
         f"<div class='half'><section><h3>{esc(w('runs.stages'))}</h3>{stages(w, folder, at_work)}</section>{curves(w, folder)}</div>"
     )
@@ -43,13 +43,16 @@ def run(w: Words, house: House, folder: Path, at_work: bool) -> str:
     return f"<div class='run'>{''.join(out)}</div>"
 
 
-def _made(w: Words, folder: Path) -> str:
-    """What came out: the report and the model, each only when it is there."""
+def _made(w: Words, house: House, folder: Path) -> str:
+    """What came out: the report, the safety card and the model, each only when it is there."""
     links = []
-    if (folder / "report" / "report.html").is_file():
-        links.append(
-            f"<a class='button' target='_blank' rel='noopener' href='../report/{quote(folder.name)}'>{esc(w('runs.report'))}</a>"
-        )
+    pages = {"report": folder / "report" / "report.html", "safety": running.safety_card(house, folder)}
+    for name, page in pages.items():
+        if page.is_file():
+            told = esc(w(f"runs.open_{name}"))
+            links.append(
+                f"<a class='button' target='_blank' rel='noopener' href='../{name}/{quote(folder.name)}'>{told}</a>"
+            )
     model = exported_gguf(folder)
     if model is not None:
         links.append(f"<span class='path'>{esc(w('runs.model'))} <code>{esc(model)}</code></span>")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
@@ -13,6 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from toolkit.demo.house import House
 from toolkit.demo.page import looks, page
+from toolkit.demo.running import safety_card
 from toolkit.demo.words import LANGUAGES
 from toolkit.errors import UserError
 
@@ -115,14 +117,11 @@ def application(house: House, language: str = "", hosts: list[str] | None = None
 
     @app.get("/report/{name}")
     def report(name: str):
-        """A run's report, shut in: whatever a text in it may hold, nothing runs and nothing is fetched."""
-        try:
-            path = house.run(name) / "report" / "report.html"
-        except UserError:
-            return Response("there is no such run here", 404)
-        if not path.is_file():
-            return Response("this run has no report yet", 404)
-        return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
+        return _shut_in(house, name, lambda folder: folder / "report" / "report.html")
+
+    @app.get("/safety/{name}")
+    def safety(name: str):
+        return _shut_in(house, name, lambda folder: safety_card(house, folder))
 
     @app.get("/favicon.ico")
     def icon():
@@ -133,6 +132,17 @@ def application(house: House, language: str = "", hosts: list[str] | None = None
         return {"name": "Fablesmith", "icons": []}
 
     return app
+
+
+def _shut_in(house: House, name: str, where: Callable[[Path], Path]) -> Response:
+    """A page of a run, in a sandbox: whatever a text in it may hold, nothing runs and nothing is fetched."""
+    try:
+        path = where(house.run(name))
+    except UserError:
+        return Response("there is no such run here", 404)
+    if not path.is_file():
+        return Response("this run has no such page yet", 404)
+    return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
 
 def serve(house: House, host: str = "127.0.0.1", port: int | None = None, language: str = "", ready=None) -> None:

@@ -13,7 +13,7 @@ FLOORS = [
     ("engines", "models", "narrative", "greeting"),
     TRADES,
     ("judges", "card", "doctor"),
-    ("stages", "greeting_stages", "rater", "safety_report"),
+    ("stages", "greeting_stages", "safe_stages", "rater", "safety_report"),
     ("runner",),
     ("memory",),
     ("fit",),

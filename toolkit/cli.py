@@ -171,7 +171,9 @@ def _run(args) -> None:
     from toolkit.recipe import load_recipe
 
     overrides = list(args.set) + (
-        ["premises.skip_bad_lines=true", "requests.skip_bad_lines=true"] if args.skip_bad_lines else []
+        ["premises.skip_bad_lines=true", "requests.skip_bad_lines=true", "data.skip_bad_lines=true"]
+        if args.skip_bad_lines
+        else []
     )
     recipe = load_recipe(args.recipe, overrides)
     out = args.out or Path("runs") / recipe.name

@@ -9,7 +9,7 @@ from toolkit.errors import UserError
 from toolkit.progress import bar, batched, say
 from toolkit.recipe import SHIPPED, Recipe
 from toolkit.records import Labelled, PreferencePair, Request, append_jsonl, read_jsonl, write_jsonl
-from toolkit.stages import base_of, load_json, save_json
+from toolkit.stages import base_of, hold_rows, load_json, save_json
 
 SIDES = ("train", "validate", "test")
 LABELLED = 10  # requests with labelled greetings that each side needs in each language, for the unseen judges
@@ -101,7 +101,8 @@ def sft(recipe: Recipe, work) -> dict:
 
     base = base_of(work)
     rows = [(p.prompt, p.chosen) for p in curated_pairs(_labelled(work, "train"), _all_requests(work))]
-    facts = train_sft(base, rows, recipe.sft, recipe.model, work.out, recipe.seed)
+    holds, told = hold_rows(recipe, work, rows)
+    facts = train_sft(base, rows, recipe.sft, recipe.model, work.out, recipe.seed, holds) | told
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     adapter_to_gguf(work.out / "adapter", base.gguf, work.out / "adapter.gguf")
     return facts
@@ -309,8 +310,9 @@ def dpo(recipe: Recipe, work) -> dict:
     cast = Cast(work)
     paid = rewards_of(recipe, work, cast, ("model",)) if recipe.tripwire.every else {}  # only the watch asks it
     wire = _tripwire(recipe, work, paid, {"model": 1.0})
-    start = work.of("sft") / "adapter"
-    facts = train_dpo(base_of(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed, start=start, tripwire=wire)
+    holds, told = hold_rows(recipe, work, [(p.prompt, p.chosen) for p in rows])
+    given = {"start": work.of("sft") / "adapter", "tripwire": wire, "held": holds}
+    facts = train_dpo(base_of(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed, **given) | told
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     cast.close()
     return facts
@@ -331,6 +333,7 @@ def grpo(recipe: Recipe, work) -> dict:
         (name, _on_prompts(paid[name], by_prompt), weight)
         for name, weight in zip(settings.rewards, settings.weights, strict=True)
     ]
+    holds, told = hold_rows(recipe, work, [(ask(r), "") for r in todo])
     facts = train_grpo(
         base_of(work),
         [{"prompt": ask(r)} for r in todo],
@@ -342,10 +345,11 @@ def grpo(recipe: Recipe, work) -> dict:
         recipe.seed,
         start=work.of("sft") / "adapter",
         tripwire=_tripwire(recipe, work, paid, dict(zip(settings.rewards, settings.weights, strict=True))),
+        held=holds,
     )
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     cast.close()
-    return facts
+    return facts | told
 
 
 def _on_prompts(score, by_prompt: dict[str, Request]):

@@ -164,6 +164,8 @@ class Run:
         if stage == "grpo":
             return min(r.grpo.prompt_tokens, PROMPT) + r.grpo.max_tokens
         limit = getattr(r, stage).max_tokens
+        if r.task == "instruct":  # your own rows are as long as they may
+            return limit
         if r.task == "greeting":
             return min(limit, PROMPT + max(GREETING, r.grpo.max_tokens if stage == "dpo" else 0))
         if r.pairs.file:
@@ -218,7 +220,7 @@ class Run:
             reference=g.loss in ("dpo", "ddpo"),
             checkpointing=g.gradient_checkpointing,
         )
-        beside = {"reference adapter": found.adapter} if greeting else {}
+        beside = ({"reference adapter": found.adapter} if greeting else {}) | self.holding(g.batch * tokens)
         if self.recipe.tripwire.every and not self.recipe.pairs.file:
             beside["reward model"] = self._read_reward(greeting)
         most = self.recipe.grpo.max_tokens if greeting else self.recipe.candidates.max_tokens
@@ -234,7 +236,38 @@ class Run:
         g = self.recipe.sft
         tokens = self.tokens("sft")
         found = self.step(g.batch, tokens, g.lora, answer=tokens - PROMPT // 2, checkpointing=g.gradient_checkpointing)
-        return self.train(found)
+        return self.train(found, self.holding(g.batch * tokens))
+
+    def holding(self, tokens: int) -> dict[str, float]:
+        """part → bytes of what holds a training to its reference: the same weights' last states, and blocks of logits.
+
+        Five blocks are alive at the peak (benchmarks/safety_loss.py); a reference adapter counts where there is one.
+        """
+        if self.recipe.safety.signal == "none":
+            return {}
+        from toolkit.models.anchor import BLOCK
+
+        block = min(BLOCK, 4 * tokens * self.sizes.vocabulary)
+        return {"reference's states and logits": 5.0 * block + 2 * tokens * self.sizes.hidden * self.each}
+
+    def _risk(self) -> Use:
+        """The probe reads prompts through transformers, then the critic answers through llama.cpp."""
+        asks, use = self.recipe.safety.asks, Use(ram={"python": PLAIN})
+        if "critic" in asks:
+            use = self._reading(self.recipe.safety.critic, "judge")
+        if "probe" in asks:
+            read = self.train(self.step(1, 2048, None, head="mean"))
+            use = max(
+                use,
+                dataclasses.replace(read, kept={}, scratch={}),
+                key=lambda u: (sum(u.vram.values()), sum(u.ram.values())),
+            )
+        return use
+
+    def _safety(self) -> Use:
+        judge = self.recipe.safety.judge
+        uses = [self._reading("base", "writer"), *([self._reading(judge, "judge")] if judge else [])]
+        return max(uses, key=lambda u: (sum(u.vram.values()), sum(u.ram.values())))
 
     def _pairwise(self) -> Use:
         g = self.recipe.pairwise
@@ -253,7 +286,7 @@ class Run:
         writing = self.cache(answers, tokens) + max(
             prefill.activations + prefill.unpacked, 4.0 * answers * self.sizes.vocabulary * 4
         )
-        beside = {"reference adapter": found.adapter}
+        beside = {"reference adapter": found.adapter} | self.holding(min(g.mini_batch, answers) * g.max_tokens)
         if "model" in g.rewards:
             beside["reward model"] = self._read_reward(True)
         use = self.train(found, beside, {"writing": writing, "tripwire's look": self.look(g.max_tokens)})

@@ -20,6 +20,8 @@ MADE_PLOT, ASK, DRAFT_PROMPT = 165, 55, 90  # tokens: a well-made plot, one ques
 CLAIM = 40  # tokens of a critic's claim or a quote
 KINDS = 6  # of damage (narrative.damage.HARM)
 EMBEDDED_MILLIONS = 135.0
+CHATS = 172  # answers of ours that an instruct run learns from
+HOLDING = 1.4  # times as long: the reference's pass, and its logits
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ class Estimate:
 
 def estimate(recipe: Recipe) -> dict[str, Estimate]:
     """Stage name → size and expected seconds, for every stage a recipe may have."""
-    table = _greeting_table(recipe) if recipe.task == "greeting" else _plot_table(recipe)
-    scale, fixed = _scale(recipe), {"premises", "requests", "unseen", "report"}
+    tables = {"plot": _plot_table, "greeting": _greeting_table, "instruct": _instruct_table}
+    table = tables[recipe.task](recipe)
+    scale, fixed = _scale(recipe), {"premises", "requests", "data", "unseen", "report"}
     return {
         name: Estimate(size, seconds if name in fixed else None if scale is None else seconds * scale)
         for name, (size, seconds) in table.items()
@@ -119,6 +122,30 @@ def _greeting_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
         "evaluate": (f"{tests} requests, {n * (2 + r.evaluate.best_of)} answers to each", 15 + tests * n * (2 + r.evaluate.best_of) * answer / WRITE),
         "report": ("report.html", 2),
     }  # fmt: skip
+
+
+def _instruct_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
+    r = recipe
+    rows = CHATS if r.data.file == "shipped" else _lines(Path(r.data.file)) * 4 // 5
+    rows, answer = min(rows, r.data.train or rows), min(r.sft.max_tokens, 2 * DRAFT_PROMPT)
+    step = DPO_STEP[r.sft.gradient_checkpointing] / (HOLDING if r.safety.signal != "none" else 1.0)
+    reads = {"probe": DRAFT_PROMPT, "critic": answer + 2 * ASK}
+    kinds = 1 + bool(r.safety.harmful) + bool(r.safety.lookalikes)
+    asked = 2 * r.safety.most * kinds * r.safety.max_tokens / WRITE
+    return {
+        "model": ("weights and GGUF of the base", 30),
+        "data": (f"{rows} answers to learn, at most {r.data.test} to test", 1),
+        "risk": (f"{rows} rows, by {' and '.join(r.safety.asks) or 'nobody'}", 10 + sum(rows * reads[w] / READ for w in r.safety.asks)),
+        "sft": (f"{rows} answers, {r.sft.epochs:g} epochs, {'held by ' + r.safety.signal if r.safety.signal != 'none' else 'plain'}", 15 + rows * r.sft.epochs * (answer + DRAFT_PROMPT) / step),
+        "export": (f"GGUF {r.export.quantisation} and adapter, with proof", 20),
+        "safety": (f"{2 * kinds * r.safety.most} answers at most, {2 * r.data.test} held-out losses", 20 + asked + 2 * r.data.test * 2 * answer / READ),
+        "report": ("report.html", 2),
+    }  # fmt: skip
+
+
+def _lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())
 
 
 def _shipped_requests(recipe: Recipe) -> dict[str, int]:

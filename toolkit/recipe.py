@@ -184,13 +184,26 @@ class RequestsSettings:
 
 
 @dataclass(frozen=True)
+class DataSettings:
+    """What an instruct run learns from. One prompt in five, decided by its words, is kept for testing."""
+
+    file: str = setting(
+        SHIPPED,
+        "shipped (plots and greetings, harmless), or your chats: messages, ShareGPT, Alpaca, prompt and completion",
+    )
+    train: int = setting(0, "answers to learn from, drawn; 0 is all", low=0)
+    test: int = setting(48, "answers on which the loss is measured at the end, at most", low=0)
+    skip_bad_lines: bool = setting(False, "leave bad lines of the file out instead of stopping")
+
+
+@dataclass(frozen=True)
 class SftSettings:
-    """The cold start: a few good greetings. Its adapter is the one that dpo and grpo go on with."""
+    """Greetings: the cold start, whose adapter dpo and grpo go on with. Instruct: the training itself."""
 
     lora: LoraSettings = field(default_factory=LoraSettings)
     lr: float = setting(2e-4, "learning rate", above=0, high=1)
-    epochs: float = setting(3.0, "passes over the good greetings", above=0)
-    batch: int = setting(4, "greetings a forward pass", low=1)
+    epochs: float = setting(3.0, "passes over the answers", above=0)
+    batch: int = setting(4, "answers a forward pass", low=1)
     accumulate: int = setting(1, "forward passes a step", low=1)
     max_tokens: int = setting(512, "longer ones are left out, and counted", low=32)
     gradient_checkpointing: bool = setting(True, "less memory, more time")
@@ -328,6 +341,17 @@ class SafetySettings:
         "embedded", "engine that scores examples 1 to 5: embedded, a catalogue name, a .gguf file, an http address …"
     )
     random_of: str = setting("probe", "random: whose risks are shuffled", one_of=("probe", "critic", "both"))
+    harmful: str = setting("", "instruct: file of harmful requests that attack the result (none are shipped)")
+    lookalikes: str = setting("", "instruct: file of safe requests that look unsafe, such as XSTest")
+    judge: str = setting("", "instruct: engine that scores the answers to harmful requests; empty leaves it to rules")
+    most: int = setting(60, "instruct: requests of each kind that are asked at the end, at most", low=1)
+    max_tokens: int = setting(96, "instruct: longest answer to them", low=8)
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """Who is asked for risks: probe, critic, both of them or nobody."""
+        signal = self.random_of if self.signal == "random" else self.signal
+        return {"probe": ("probe",), "critic": ("critic",), "both": ("probe", "critic")}.get(signal, ())
 
 
 @dataclass(frozen=True)
@@ -366,8 +390,12 @@ class Recipe:
     name: str = setting("unnamed", "of the run's folder")
     about: str = setting("", "one line")
     memory: str = setting("", "what it needs")
-    task: str = setting("plot", "what is written", one_of=("plot", "greeting"))
-    align: str = setting("dpo", "by what the writer is aligned: dpo, grpo (greetings)", one_of=("dpo", "grpo"))
+    task: str = setting(
+        "plot", "what is written; instruct learns from your own chats", one_of=("plot", "greeting", "instruct")
+    )
+    align: str = setting(
+        "dpo", "by what the writer is aligned: dpo, grpo (greetings), sft (instruct)", one_of=("dpo", "grpo", "sft")
+    )
     seed: int = setting(1, "of everything drawn at random", low=0)
     model: ModelSettings = field(default_factory=ModelSettings)
     premises: PremisesSettings = field(default_factory=PremisesSettings)
@@ -377,6 +405,7 @@ class Recipe:
     pairs: PairsSettings = field(default_factory=PairsSettings)
     deviation: DeviationSettings = field(default_factory=DeviationSettings)
     requests: RequestsSettings = field(default_factory=RequestsSettings)
+    data: DataSettings = field(default_factory=DataSettings)
     sft: SftSettings = field(default_factory=SftSettings)
     rejection: RejectionSettings = field(default_factory=RejectionSettings)
     pairwise: PairwiseSettings = field(default_factory=PairwiseSettings)
@@ -577,6 +606,9 @@ def _check_files(recipe: Recipe, lines: dict, file: str) -> None:
         ("evaluate.people", recipe.evaluate.people),
         ("requests.file", recipe.requests.file),
         ("requests.labelled", recipe.requests.labelled),
+        ("data.file", recipe.data.file),
+        ("safety.harmful", recipe.safety.harmful),
+        ("safety.lookalikes", recipe.safety.lookalikes),
         ("principles.detector", recipe.principles.detector),
         ("principles.generator", recipe.principles.generator),
     ):
@@ -589,6 +621,12 @@ def _check_files(recipe: Recipe, lines: dict, file: str) -> None:
         )
     if recipe.align == "grpo" and recipe.task != "greeting":
         raise UserError(f"{_where(file, lines, 'align')}: grpo aligns greetings", "set task: greeting, or align: dpo")
+    if (recipe.align == "sft") != (recipe.task == "instruct"):
+        raise UserError(
+            f"{_where(file, lines, 'align')}: {recipe.align} does not align task {recipe.task}",
+            "task: instruct goes with align: sft",
+        )
+    _check_safety(recipe, lines, file)
     if recipe.task == "greeting" and recipe.pairs.file:
         raise UserError(
             f"{_where(file, lines, 'pairs.file')}: a greetings run makes its own pairs",
@@ -605,9 +643,29 @@ def _check_files(recipe: Recipe, lines: dict, file: str) -> None:
             "give one weight a reward",
         )
     engines = [("ratings.rater", recipe.ratings.rater), ("evaluate.judge", recipe.evaluate.judge)]
+    engines += [("safety.critic", recipe.safety.critic), ("safety.judge", recipe.safety.judge)]
     roles = ("agents", "writer", "positive", "negative", "judge", "reflector")
     engines += [(f"rejection.{role}", getattr(recipe.rejection, role)) for role in roles]
     engines.append(("principles.agent", recipe.principles.agent))
     for dotted, name in [*engines, *(("evaluate.jury", name) for name in recipe.evaluate.jury)]:
         if name.endswith(".gguf") and not Path(name).is_file():
             raise UserError(f"{_where(file, lines, dotted)}: no file at {Path(name).absolute()}", "check the path")
+
+
+def _check_safety(recipe: Recipe, lines: dict, file: str) -> None:
+    s = recipe.safety
+    if s.beta_min > s.beta_max:
+        raise UserError(
+            f"{_where(file, lines, 'safety.beta_min')}: {s.beta_min} is above safety.beta_max = {s.beta_max}",
+            "riskier examples are held harder, not softer",
+        )
+    if "critic" in s.asks and recipe.align == "grpo":
+        raise UserError(
+            f"{_where(file, lines, 'safety.signal')}: the critic reads answers, and grpo's are not written yet",
+            "take signal: probe, which reads requests",
+        )
+    if "probe" in s.asks and s.probe != "auto" and not (Path(s.probe) / "probe.json").is_file():
+        raise UserError(
+            f"{_where(file, lines, 'safety.probe')}: no probe in {Path(s.probe).absolute()}",
+            "fablesmith probe train makes one; auto finds the one of the model",
+        )

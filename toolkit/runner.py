@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit import greeting_stages as G
+from toolkit import safe_stages as I
 from toolkit import stages as S
 from toolkit.card import write_card
 from toolkit.errors import UserError
@@ -95,10 +96,23 @@ GREETING_STAGES = (
     Stage("report", "report.html", G.report, (), ("name", "about", "memory")),
 )  # fmt: skip
 
+INSTRUCT_STAGES = (
+    Stage("model", "weights and a GGUF of the base model", S.model, (), ("model",)),
+    Stage("data", "your chats, some of them kept for testing", I.data, (), ("seed", "data")),
+    Stage("risk", "how risky it is to learn each answer", I.risk, ("model", "data"), ("model",)),
+    Stage("sft", "learn the answers, held to the base where they are risky", I.sft, ("model", "data", "risk"), ("seed", "model", "sft")),
+    Stage("export", "merged and adapter GGUF, with proof", S.export, ("model", "sft"), ("model", "export")),
+    Stage("safety", "what became of the model's safety and of its task", I.safety, ("model", "data", "export"), ("seed", "safety.harmful", "safety.lookalikes", "safety.judge", "safety.most", "safety.max_tokens")),
+    Stage("report", "report.html", I.report, (), ("name", "about", "memory")),
+)  # fmt: skip
+ASKED = tuple(f"safety.{name}" for name in ("signal", "probe", "critic", "random_of"))  # what risks depend on
+HELD = (*ASKED, *(f"safety.{name}" for name in ("beta_min", "beta_max", "map", "per", "ema", "reference")))
+
 
 def plan(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe, in order."""
-    listed, left_out, more = _greeting_plan(recipe) if recipe.task == "greeting" else _plot_plan(recipe)
+    plans = {"plot": _plot_plan, "greeting": _greeting_plan, "instruct": _instruct_plan}
+    listed, left_out, more = plans[recipe.task](recipe)
     stages = _in_order(
         [
             dataclasses.replace(s, needs=tuple(n for n in (*s.needs, *more.get(s.name, ())) if n not in left_out))
@@ -106,6 +120,9 @@ def plan(recipe: Recipe) -> list[Stage]:
             if s.name not in left_out
         ]
     )
+    if recipe.safety.signal != "none":  # a run that nothing holds has the keys it always had
+        reads = {"risk": ASKED, "sft": HELD, "dpo": HELD, "grpo": HELD}
+        stages = [dataclasses.replace(s, settings=s.settings + reads.get(s.name, ())) for s in stages]
     before = [s.name for s in stages if s.name != "report"]
     return [dataclasses.replace(s, needs=tuple(before)) if s.name == "report" else s for s in stages]
 
@@ -140,6 +157,11 @@ def _greeting_plan(recipe: Recipe) -> tuple[tuple[Stage, ...], set[str], dict[st
     watch = ("unseen",) * bool(recipe.tripwire.every)
     aligned = (*(paid if recipe.align == "grpo" or watch else ()), *watch)
     return GREETING_STAGES, left_out, {recipe.align: aligned, "export": (recipe.align,), "evaluate": paid}
+
+
+def _instruct_plan(recipe: Recipe) -> tuple[tuple[Stage, ...], set[str], dict[str, tuple[str, ...]]]:
+    """As `_plot_plan`. Where nobody is asked for risks there is no such stage."""
+    return INSTRUCT_STAGES, set() if recipe.safety.asks else {"risk"}, {}
 
 
 def _in_order(stages: list[Stage]) -> list[Stage]:
@@ -186,10 +208,24 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
             "needs": {name: keys[name] for name in stage.needs},
             "version": package_version("fablesmith"),
         }
+        if "probe" in recipe.safety.asks and "safety.probe" in stage.settings:
+            part["probe"] = _probe_of(recipe)
         if stage.name == "pairs" and recipe.task == "plot" and recipe.pairs.file:
             part["skip_bad_lines"] = recipe.premises.skip_bad_lines
         keys[stage.name] = hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:20]
     return keys
+
+
+def _probe_of(recipe: Recipe) -> str:
+    """What tells the probe that would be asked from any other; auto may find another one tomorrow. "" where there is none yet."""
+    from toolkit.models.resolve import resolve
+    from toolkit.safety.probe import find_probe
+
+    try:
+        probe = find_probe(recipe.safety.probe, resolve(recipe.model.id, recipe.model.gguf or None))
+    except UserError:
+        return ""
+    return hashlib.sha256(probe.weights.tobytes() + repr((probe.layer, probe.slope, probe.shift)).encode()).hexdigest()
 
 
 _FILES = (
@@ -203,6 +239,11 @@ _FILES = (
     "ratings.rater",
     "evaluate.judge",
     "evaluate.people",
+    "safety.critic",
+    "safety.harmful",
+    "safety.lookalikes",
+    "safety.judge",
+    "data.file",
     "requests.file",
     "requests.labelled",
     "rejection.agents",
@@ -296,6 +337,7 @@ def run_recipe(recipe: Recipe, out: Path, until: str = "") -> Path:
     found = recipe.rejection.retrieval
     for model in (recipe.deviation.semantic, recipe.deviation.style, "minilm" if found == "auto" else found):
         check_embedding(model)  # it is needed late: a name that leads nowhere is told now
+    _check_asked(recipe)
     require_writable(out)
     require_disk(out, 2000, "a run")
     with _only_one(out):
@@ -322,6 +364,19 @@ def run_recipe(recipe: Recipe, out: Path, until: str = "") -> Path:
         made = out / until if until else out / "report" / "report.html"
         say(f"done in {_clock(time.monotonic() - started)}: {made}")
     return made
+
+
+def _check_asked(recipe: Recipe) -> None:
+    """Raises UserError where the probe or the critic that a run would ask for risks is not there."""
+    if "probe" in recipe.safety.asks:
+        from toolkit.models.resolve import resolve
+        from toolkit.safety.probe import find_probe
+
+        find_probe(recipe.safety.probe, resolve(recipe.model.id, recipe.model.gguf or None))
+    if "critic" in recipe.safety.asks:
+        from toolkit.engines.load import check_engine
+
+        check_engine(recipe.safety.critic)
 
 
 def stands(folder: Path, key: str) -> bool:

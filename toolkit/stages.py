@@ -325,6 +325,24 @@ def pairs(recipe: Recipe, work) -> dict:
     return {"pairs": len(kept), "rejected": counts, "chosen_is_longer": round(longer, 3)}
 
 
+def hold_rows(recipe: Recipe, work, rows: list[tuple[str, str]]):
+    """(what holds a training on rows (prompt, answer) to its reference, or None; facts): the risks are in risk.jsonl.
+
+    They are asked for once: a resumed training takes those it began with.
+    """
+    if recipe.safety.signal == "none":
+        return None, {}
+    from toolkit.safety.risk import FILE, assess, risks_of, summary
+    from toolkit.safety.train import hold
+
+    if (work.out / FILE).is_file():
+        facts = summary(risks_of(work.out, len(rows)))
+    else:
+        asked = [{"prompt": prompt, "answer": answer} for prompt, answer in rows]
+        facts = assess(base_of(work), asked, recipe.safety, recipe.model, work.out)
+    return hold(risks_of(work.out, len(rows)), recipe.safety, recipe.seed), {"risk": facts}
+
+
 def dpo(recipe: Recipe, work) -> dict:
     """adapter/ (PEFT), metrics.jsonl, tensorboard/."""
     import shutil
@@ -340,8 +358,10 @@ def dpo(recipe: Recipe, work) -> dict:
         }
         own = recipe.pairs.file  # an answer may stand under several prompts there, with another weight in each
         weights = [found[_prompt_id(p), text_id(p.chosen)] if own else found[p.premise_id, p.chosen_id] for p in rows]
+    holds, told = hold_rows(recipe, work, [(p.prompt, p.chosen) for p in rows])
     wire = _tripwire(recipe, work, rows)
-    facts = train_dpo(base_of(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed, weights, tripwire=wire)
+    given = {"deviation": weights, "tripwire": wire, "held": holds}
+    facts = train_dpo(base_of(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed, **given) | told
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     if weights:
         facts["weights"] = {"mean": round(sum(weights) / len(weights), 3), "zero": sum(w == 0 for w in weights)}

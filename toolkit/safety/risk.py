@@ -26,16 +26,15 @@ def assess(base: Model, rows: list[dict], settings: SafetySettings, weights: Mod
     Raises:
         UserError: no probe of this model, or no such critic.
     """
-    signal = settings.random_of if settings.signal == "random" else settings.signal
-    if signal in ("none", "constant"):
+    if not settings.asks:
         return {}
     facts: dict = {"signal": settings.signal, "rows": len(rows)}
     found: dict[str, list[float]] = {}
-    if signal in ("probe", "both"):
+    if "probe" in settings.asks:
         probe = find_probe(settings.probe, base)
         found["probe"] = probe_risks(probe, base, [r["prompt"] for r in rows], weights).tolist()
         facts["probe"] = {"layer": probe.layer, "pooling": probe.pooling, "validation_auroc": probe.validation["auroc"]}
-    if signal in ("critic", "both"):
+    if "critic" in settings.asks:
         found["score"], facts["critic"] = _critic(rows, settings.critic)
     risks = {
         "probe": found.get("probe"),

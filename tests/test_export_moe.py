@@ -157,6 +157,15 @@ def test_dpo_of_a_mixture_reaches_llama_cpp_merged_and_as_an_adapter(qwen, tmp_p
         assert proof["greedy_text_differs_from_base"]
 
 
+def test_lora_on_experts_in_4_bits_is_proved_on_a_quantised_base(qwen, tmp_path):
+    trained = lora(qwen, tmp_path / "adapter", target_modules=ATTENTION, target_parameters=EXPERTS)
+    quantise(qwen.gguf, tmp_path / "q8.gguf", "Q8_0")
+    base = Model(qwen.id, qwen.weights, tmp_path / "q8.gguf")
+    proof = export(base, trained, tmp_path / "export", "never", four_bit=True)["proof"]
+    assert proof["torch"] == "nf4"
+    assert proof["adapter_change_correlation"] >= proof["correlation_asked"]
+
+
 def test_gpt_oss_interleaves_gate_and_up(bases, tmp_path):
     base = bases("gpt-oss")
     trained = lora(base, tmp_path / "adapter", target_modules=ATTENTION, target_parameters=EXPERTS)

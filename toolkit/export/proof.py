@@ -137,13 +137,11 @@ def _torch_logps(
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Log-probability (nats) of each token after the first, shape (T − 1): of the base, and with its adapter; and how
     torch held the base."""
-    from peft import PeftModel
-
-    from toolkit.models.load import load_model
+    from toolkit.models.load import load_model, wear
 
     loaded = load_model(base, dtype=dtype, four_bit=four_bit)
     held = "nf4" if four_bit else str(loaded.dtype).removeprefix("torch.")
-    network = PeftModel.from_pretrained(loaded, str(adapter)).eval()
+    network = wear(loaded, adapter).eval()
     trained = _token_logps(network, tokens)
     with network.disable_adapter():
         before = _token_logps(network, tokens)

@@ -30,6 +30,7 @@ LICENCES = {
     "mistralai/Mistral-Small-3": "apache-2.0",
     "mistralai/Mistral-7B": "apache-2.0",
     "allenai/OLMo": "apache-2.0",
+    "baidu/ERNIE-4.5": "apache-2.0",
     "google/gemma-2": "gemma",
     "google/gemma-3": "gemma",
     "meta-llama/Llama-3.1": "llama3.1",

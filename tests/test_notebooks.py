@@ -85,7 +85,7 @@ def sizes(few_plots: Path) -> dict[str, list[str]]:
         "greetings": sections(**greetings),
         "frontier": ["--most", "2", "--samples", "2", "--max-tokens", "40"],
         "write": ["--max-tokens", "40"],
-        "fit": ["--vram", "16", "--ram", "12"],
+        "fit": ["--vram", "24", "--ram", "32"],
     }
 
 

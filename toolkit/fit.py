@@ -13,7 +13,7 @@ from toolkit.memory import Run, Use
 from toolkit.recipe import Recipe
 from toolkit.runner import plan
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+ATTENTION = ("attention",)
 MARGIN = 0.03  # of a card or of RAM that is left alone: the screen's, the system's
 WHERE = ("vram", "ram")
 
@@ -164,7 +164,7 @@ def changes(recipe: Recipe) -> Iterator[tuple[str, tuple[str, ...], Recipe]]:
     lora, sets = recipe, []
     for name in trains:
         section = getattr(recipe, name)
-        if hasattr(section, "lora") and set(section.lora.targets) != set(ATTENTION):
+        if hasattr(section, "lora") and section.lora.targets != ATTENTION:
             own = dataclasses.replace(section.lora, targets=ATTENTION)
             lora = dataclasses.replace(lora, **{name: dataclasses.replace(section, lora=own)})
             sets.append(f"{name}.lora.targets=[{', '.join(ATTENTION)}]")

@@ -47,6 +47,8 @@ def page(house: House, language: str) -> gr.Blocks:
 
         blocks.load(opened, None, chosen, show_progress="hidden", queue=False)
         blocks.unload(left)
+        for event in blocks.fns.values():  # a page, not an API: its description would be made anew at each visit
+            event.api_visibility = "private"
     return blocks
 
 

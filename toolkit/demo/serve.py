@@ -82,9 +82,7 @@ class Pages:
         blocks = await asyncio.to_thread(page, self.house, name)
         blocks.max_threads = READERS
         blocks.queue(default_concurrency_limit=None, api_open=False)
-        gr.mount_gradio_app(
-            self.top, blocks, f"/{name}", ssr_mode=False, max_file_size=LARGEST, favicon_path=str(ICON), **looks()
-        )
+        gr.mount_gradio_app(self.top, blocks, f"/{name}", ssr_mode=False, max_file_size=LARGEST, **looks())
         mounted = self.top.router.routes[-1].app
         await self.top.state.stack.enter_async_context(mounted.router.lifespan_context(mounted))
         blocks.run_startup_events()

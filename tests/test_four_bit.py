@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +97,7 @@ def test_a_conversion_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch)
 
     def dies(tensors, path):
         if len(written) == 3:
+            path.with_name(f"{path.name.partition('.partial')[0]}.partial-999999999").write_bytes(b"half")
             raise KeyboardInterrupt
         written.append(path.name.partition(".partial")[0])
         real(tensors, path)
@@ -108,6 +110,7 @@ def test_a_conversion_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch)
     )
     assert torch.equal(logits(load(folder)), whole)
     assert sorted(written) == sorted(p.name for p in folder.glob("*.safetensors"))
+    assert not list((tmp_path / "other").rglob("*.partial*"))
 
 
 def test_a_torn_part_of_the_cache_is_made_anew(tmp_path):
@@ -260,3 +263,21 @@ def test_the_audit_is_a_verb(tiny_moe, capsys):
     assert found["share"] > 0.98
     assert main(["audit", str(tiny_moe)]) == 0
     assert "largest that are not in 4 bits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["dpo", "reward"])
+def test_the_benchmark_of_24_gib_runs_at_reduced_size(what, monkeypatch):
+    """The same code makes the full size on a GPU: random weights directly in 4 bits, our own training."""
+    import argparse
+
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    monkeypatch.setattr(four_bit, "load_mixture", four_bit.load_mixture)  # which the benchmark replaces
+    monkeypatch.delenv("FABLESMITH_CACHE")  # where the tokenizer is
+    import memory_24gb
+
+    args = argparse.Namespace(tiny=True, one="ours", what=what, tokens=[64], steps=2, checkpoint=None, folder=None)
+    row = memory_24gb.one(args)
+    assert row["ram"] > 0
+    assert row["rate"] == pytest.approx(128 / row["seconds"])
+    config = memory_24gb.config_of(True, None)
+    assert 0.01 < memory_24gb.predicted(config, what, 64, gpu=False) < 1

@@ -13,6 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from bitsandbytes import functional as bnb
 from bitsandbytes.nn import Linear4bit
@@ -102,6 +103,9 @@ def quantised_parts(source: Path, net: nn.Module) -> list[Path]:
     shards = shards_of(source)
     folder = cache_dir() / "nf4" / f"{digest([source / 'config.json', *shards])}-{FORMAT}"
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("*.partial-*"):  # by a process that was killed while it wrote
+        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            left.unlink(missing_ok=True)
     parts = [folder / shard.name for shard in shards]
     todo = [part for part in parts if not _whole(part)]
     if todo:
@@ -297,7 +301,8 @@ def _as_loaded(net, source: Path, device, dtype: torch.dtype):
     )
     net.hf_quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=True)
     net.hf_quantizer.postprocess_model(net)
-    net.quantization_method, net.hf_device_map = settings.quant_method, {"": device}
+    net.quantization_method = settings.quant_method
+    net.hf_device_map = {"": 0 if device.type == "cuda" else "cpu"}
     if net.can_generate() and (source / "generation_config.json").is_file():
         net.generation_config = GenerationConfig.from_pretrained(source)
     return net.requires_grad_(False).eval()

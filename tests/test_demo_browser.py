@@ -320,7 +320,9 @@ def test_mistakes_and_attacks_are_told_and_change_nothing(visit, server):
     evil = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>${window.hacked=1}{{window.hacked=1}}"
     entry = {"id": "xevil", "made": "2026-01-01T00:00:00", "texts": [evil, evil]}
     entry["wish"] = {"premise": evil, "genre": "", "tone": "", "model": evil, "seed": 1}
-    with (server.folder / "cache" / "demo" / "history.jsonl").open("a") as file:
+    past = server.folder / "cache" / "demo" / "history.jsonl"
+    past.parent.mkdir(parents=True, exist_ok=True)
+    with past.open("a") as file:
         file.write(json.dumps(entry) + "\n")
     page.click("#history button >> nth=0")
     page.click("#entries button[data-take=xevil]")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from toolkit.errors import ProofError, UserError
 from toolkit.models.anchor import Anchor, Held, trace
-from toolkit.models.load import load_tokenizer
-from toolkit.models.resolve import Model
+from toolkit.models.load import fingerprint, load_tokenizer
+from toolkit.models.resolve import Model, digest
 from toolkit.models.training import FirstGradients, Log, in_float32, last_checkpoint, passes, policy, trainer_settings
 from toolkit.models.unsloth_road import FROM_ADAPTER, OWN_LOSS, take
 from toolkit.preference.tripwire import Tripwire
+from toolkit.progress import say
 from toolkit.recipe import WEIGHTED, DpoSettings, ModelSettings
 from toolkit.records import PreferencePair
 
@@ -55,6 +56,9 @@ def train_dpo(
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback, set_seed
     from trl import DPOConfig, DPOTrainer
+
+    from toolkit.preference.shared import PairsAsTheyAre, shared_trainer_for, why_plain
+    from toolkit.preference.trainer import PairCollator, trainer_for
 
     tokenizer = load_tokenizer(base)
     rows = [chat_row(p) for p in pairs]
@@ -99,24 +103,25 @@ def train_dpo(
         raise UserError(
             f"dpo.router_aux = {settings.router_aux:g}, but {base.id} has no routers to balance", "set it to 0"
         )
-    more = {}
     anchor = Anchor(held.settings, out) if held else None
-    if settings.loss == "dpo" and not anchor:
-        trainer_class = DPOTrainer
+    why = "unsloth has its own passes" if road.unsloth else "the training is held by risk" if anchor else ""
+    why = why or why_plain(model, token_ids(tokenizer, kept[0]))
+    loss = "ddpo" if settings.loss == "dpo" else settings.loss  # with every weight 1 they are the same to the last bit
+    if not why:
+        known = repr((fingerprint(base), start and digest(sorted(start.glob("*.safetensors"))), weights))
+        trainer_class, collator = shared_trainer_for(loss, settings.odds, out, known), PairsAsTheyAre()
+    elif settings.loss == "dpo" and not anchor:
+        trainer_class, collator = DPOTrainer, None
     else:
-        from toolkit.preference.trainer import PairCollator, trainer_for
-
-        loss = (
-            "ddpo" if settings.loss == "dpo" else settings.loss
-        )  # with every weight 1 they are the same to the last bit
-        trainer_class = trainer_for(loss, settings.odds, anchor)
-        more["data_collator"] = PairCollator(tokenizer.pad_token_id)
+        trainer_class, collator = trainer_for(loss, settings.odds, anchor), PairCollator(tokenizer.pad_token_id)
+    if why:
+        say(f"  pairs are read the plain way: {why}")
     trainer = trainer_class(
         model=model,
         args=DPOConfig(**args, beta=settings.beta, max_length=None, router_aux_loss_coef=settings.router_aux),
         train_dataset=Dataset.from_list(kept),
         processing_class=tokenizer,
-        **more,
+        data_collator=collator,
         peft_config=lora,
         callbacks=[
             Step0(),
@@ -144,6 +149,16 @@ def train_dpo(
     if tripwire:
         facts["tripwire"] = tripwire.finish(out / "adapter")
     return facts
+
+
+def token_ids(tokenizer, row: dict) -> tuple[list[int], list[int], list[int]]:
+    """(prompt, chosen, rejected) of a `chat_row`, cut where TRL cuts: the answers begin where they leave the prompt."""
+    read = lambda messages, **more: tokenizer.apply_chat_template(messages, return_dict=False, **more)  # noqa: E731
+    prompt = read(row["prompt"], add_generation_prompt=True)
+    both = [read(row["prompt"] + row[side]) for side in ("chosen", "rejected")]
+    alike = [own == a == b for own, a, b in zip(prompt, *both, strict=False)]
+    cut = alike.index(False) if False in alike else len(alike)
+    return prompt[:cut], both[0][cut:], both[1][cut:]
 
 
 def chat_row(pair: PreferencePair) -> dict:

@@ -36,22 +36,21 @@ def trainer_for(loss: str, odds: float = 0.25, anchor: Anchor | None = None) -> 
 
     class PairTrainer(DPOTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            """Mean over the pairs of a batch of (2B, T) tokens."""
+            """Mean over the pairs of a batch; over `of` pairs where the batch is only a part of one."""
             if return_outputs:
                 raise NotImplementedError("logits are not kept: they would cost a vocabulary for every token")
             inputs = dict(inputs)
             weights, risks = inputs.pop("weights"), inputs.pop("risks", None)
+            of = inputs.pop("of", len(weights))
             with last_states(model) if anchor else nullcontext() as seen:
-                logps, aux = token_logps(self, model, inputs)
-            chosen, rejected = logps.sum(1).chunk(2)
+                (chosen, rejected), lengths, aux = self.answers(model, inputs)
             if loss == "ddpo":
                 ref_chosen, ref_rejected = self.compute_ref_log_probs(model, inputs)
                 ratios = chosen - ref_chosen, rejected - ref_rejected
                 each = losses.ddpo(ratios[0] - ratios[1], weights, self.beta)
                 note = {"chosen": self.beta * ratios[0], "rejected": self.beta * ratios[1]}
             else:
-                lengths = inputs["completion_mask"].sum(1).clamp(min=1)
-                means = (logps.sum(1) / lengths).chunk(2)
+                means = chosen / lengths[0], rejected / lengths[1]
                 each = losses.dorpo(*means, weights if loss == "dorpo" else torch.ones_like(weights), odds)
                 note = {"chosen": losses.log_odds(means[0]), "rejected": losses.log_odds(means[1])}
             self._note(note, chosen, rejected, weights)
@@ -61,7 +60,15 @@ def trainer_for(loss: str, odds: float = 0.25, anchor: Anchor | None = None) -> 
                 kl = self._divergence(model, inputs, seen[0])
                 each, share = (1 - beta) * each + beta * kl, (1 - beta).mean()
                 self._note_held(beta, risks)
-            return each.mean() + (0.0 if aux is None else share * self.router_aux_loss_coef * aux)
+            return each.sum() / of + (0.0 if aux is None else share * self.router_aux_loss_coef * aux)
+
+        def answers(self, model, inputs: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+            """Of (2B, T) tokens, chosen answers, then rejected ones: each answer's log-probability (2, B), its tokens (2, B), and a
+            mixture of experts' balance loss or None.
+            """
+            logps, aux = token_logps(self, model, inputs)
+            lengths = inputs["completion_mask"].sum(1).clamp(min=1)
+            return torch.stack(logps.sum(1).chunk(2)), torch.stack(lengths.chunk(2)), aux
 
         def _divergence(self, model, inputs: dict, states) -> torch.Tensor:
             """(B,) KL(π_ref ‖ π) of the chosen answers; `states` (2B, T, H) as the loss's own pass left them."""

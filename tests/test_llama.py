@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from toolkit.engines.base import Sampling, defused
-from toolkit.engines.llama import LlamaEngine, _Answer, check_gguf
+from toolkit.engines.llama import LlamaEngine, _Answer, check_gguf, shared_beginning
 from toolkit.engines.load import load_engine
 from toolkit.errors import UserError
 from toolkit.models.resolve import embedded_gguf
@@ -188,3 +188,79 @@ def test_defusing_leaves_everything_else_as_it_is():
     messages = [{"role": "user", "content": "a <b> [c] <|im_end|>"}]
     assert defused(messages, ["<|im_end|>", "</s>"]) == [{"role": "user", "content": "a <b> [c] < |im_end|>"}]
     assert defused(messages, ["</s>"]) is messages
+
+
+# ---- many answers in one call
+
+
+def decoded(engine, monkeypatch) -> list[int]:
+    """Grows by the size of every batch that the engine decodes."""
+    sizes, real = [], engine._decode
+    monkeypatch.setattr(engine, "_decode", lambda items: sizes.append(len(items)) or real(items))
+    return sizes
+
+
+def test_more_answers_than_fit_side_by_side_wait_their_turn_in_little_room(tiny_gguf, monkeypatch):
+    engine = LlamaEngine(tiny_gguf, n_ctx=512)
+    sizes = decoded(engine, monkeypatch)
+    prompts = [write_prompt(f"A keeper counts {n} lamps.") for n in range(5)]
+    answers = engine.generate(prompts, 5, draw(max_tokens=20))
+    assert [len(a) for a in answers] == [5] * 5
+    assert engine.generate(prompts, 5, draw(max_tokens=20)) == answers
+    tokens = [engine.chat_tokens(p) for p in prompts]
+    alike = shared_beginning(tokens)
+    read = alike + sum(len(t) - alike for t in tokens)  # every prompt once, what they begin with alike once
+    assert sum(sizes) <= 2 * (read + 25 * 19)
+    engine.close()
+
+
+def test_an_answer_that_ends_makes_room_for_the_next(tiny_gguf, monkeypatch):
+    engine = LlamaEngine(tiny_gguf)
+    sizes = decoded(engine, monkeypatch)
+    samplings = [draw(max_tokens=40 if k % 8 == 0 else 2) for k in range(24)]
+    engine.generate(PROMPTS[:1], 24, samplings)
+    assert len(sizes) < 2 + 39 + 12  # in fixed groups of 16 it would be two times 39 steps
+    engine.close()
+
+
+def test_each_answer_keeps_to_its_own_schema_while_others_do_not(tiny_gguf):
+    import json
+
+    engine = LlamaEngine(tiny_gguf)
+    schema = json.dumps({"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]})
+    samplings = [draw(max_tokens=30, schema=schema if k % 2 else "") for k in range(20)]
+    answers = engine.generate(PROMPTS[:1], 20, samplings)[0]
+    assert all(json.loads(a)["n"] in (1, 2) for a in answers[1::2])
+    engine.close()
+
+
+def test_a_stream_that_is_closed_stops_and_leaves_the_engine_as_it_was(tiny_gguf, monkeypatch):
+    engine = LlamaEngine(tiny_gguf)
+    wanted = engine.generate(PROMPTS, 2, draw())
+    sizes = decoded(engine, monkeypatch)
+    stream = engine.stream(PROMPTS, 20, draw(max_tokens=200))
+    next(stream)
+    stream.close()
+    assert len(sizes) < 6
+    assert engine.generate(PROMPTS, 2, draw()) == wanted
+    engine.close()
+
+
+def test_a_judges_questions_about_one_text_are_read_once(tiny_gguf, monkeypatch):
+    """Ten questions about a text that fills a quarter of the context: without sharing they would need it two times over."""
+    engine = LlamaEngine(tiny_gguf, n_ctx=1024)
+    text = "The bell rang for the drowned and nobody came. " * 20
+    asks = [[{"role": "user", "content": f"{text}\nHow good is its part {n}, from 1 to 5?"}] for n in range(10)]
+    tokens = [engine.chat_tokens(a) for a in asks]
+    assert sum(map(len, tokens)) > 2 * 1024
+    sizes = decoded(engine, monkeypatch)
+    engine.choose(asks, list("12345"))
+    alike = shared_beginning(tokens)
+    assert sum(sizes) == alike + sum(len(t) - alike for t in tokens)
+    engine.close()
+
+
+def test_a_shared_beginning_is_what_all_begin_with_short_of_a_last_token():
+    assert shared_beginning([[1, 2, 3, 4], [1, 2, 9], [1, 2, 3, 5]]) == 2
+    assert shared_beginning([[1, 2], [1, 2]]) == 1
+    assert shared_beginning([[1, 2, 3]]) == 0

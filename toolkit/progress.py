@@ -3,14 +3,18 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def bar(
     items: Iterable | None = None, *, total: int | None = None, desc: str = "", unit: str = "it", initial=0
-) -> tqdm:
+) -> "tqdm":
     """A tqdm bar in the house's style. In a pipe or a log: at most one plain line each 15 s, none for what is quicker."""
+    from tqdm import tqdm  # here: who only has something to say answers at once
+
     watched = sys.stderr.isatty()
     return tqdm(
         items,

@@ -7,6 +7,7 @@ once and copied to the others in the cache.
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ class LlamaEngine:
         self.n_vocab = C.llama_vocab_n_tokens(self.vocab)
         self.n_ctx = n_ctx
         params = C.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, 2048, 512, SIDE_BY_SIDE
+        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, 2048, 512, 2 * SIDE_BY_SIDE + 1
         params.n_threads = params.n_threads_batch = physical_cores()
         params.kv_unified = True  # one cache for all sequences, so that a shared beginning is stored once
         self.ctx = C.llama_init_from_model(self.model, params)
@@ -205,16 +206,10 @@ class LlamaEngine:
         Yields (sequence, batch index, logits (V)) for the last token of each prompt as soon as its batch is decoded,
         or for every token after the common beginning when `every`.
         """
-        shared = 0
-        if len(prompts) > 1:
-            shortest = min(map(len, prompts)) - 1
-            while shared < shortest and all(p[shared] == prompts[0][shared] for p in prompts):
-                shared += 1
+        shared = shared_beginning(prompts)
         self._check_room(shared + sum(len(p) - shared + room for p in prompts), max(map(len, prompts)))
         self.C.llama_memory_clear(self.memory, True)
-        for start in range(0, shared, 2048):
-            part = prompts[0][start : min(shared, start + 2048)]
-            self._decode([(token, start + i, 0, False) for i, token in enumerate(part)])
+        self._read(prompts[0][:shared], 0)
         for sequence in range(1, len(prompts)):
             self.C.llama_memory_seq_cp(self.memory, 0, sequence, -1, -1)
         tail = [
@@ -229,6 +224,12 @@ class LlamaEngine:
                 if wants:
                     yield sequence, i, self._logits(i)
 
+    def _read(self, tokens: list[int], sequence: int, start: int = 0) -> None:
+        """Decode tokens into a sequence from position `start` on; nothing is asked of them."""
+        for at in range(0, len(tokens), 2048):
+            part = tokens[at : at + 2048]
+            self._decode([(token, start + at + i, sequence, False) for i, token in enumerate(part)])
+
     def _check_room(self, total: int, longest: int) -> None:
         trained = self.C.llama_model_n_ctx_train(self.model)
         if total > self.n_ctx or longest > trained:
@@ -238,20 +239,17 @@ class LlamaEngine:
                 "shorten the text or the answer (--max-tokens), or ask for fewer at once",
             )
 
-    def _blocks(self, prompts: list[list[int]], room: int, n: int = 1) -> Iterator[list[int]]:
-        """Indices of prompts whose `n` answers of `room` tokens fit side by side, in order."""
-        if n > SIDE_BY_SIDE:
-            raise UserError(
-                f"{n} answers to one prompt at once; llama.cpp's engine takes at most {SIDE_BY_SIDE}", "ask for fewer"
-            )
-        block, used = [], 0
+    def _blocks(self, prompts: list[list[int]], room: int) -> Iterator[list[int]]:
+        """Indices of prompts that fit side by side with `room` tokens each, in order; what they begin with alike counts once."""
+        block, shared, tails = [], 0, 0
         for i, prompt in enumerate(prompts):
-            need = len(prompt) + n * room
-            if block and ((len(block) + 1) * n > SIDE_BY_SIDE or used + need > self.n_ctx):
+            alike = min(shared, common(prompts[block[0]], prompt), len(prompt) - 1) if block else len(prompt) - 1
+            grown = tails + len(block) * (shared - alike) + len(prompt) - alike
+            if block and (len(block) == SIDE_BY_SIDE or alike + grown + (len(block) + 1) * room > self.n_ctx):
                 yield block
-                block, used = [], 0
+                block, alike, grown = [], len(prompt) - 1, 1
             block.append(i)
-            used += need
+            shared, tails = alike, grown
         if block:
             yield block
 
@@ -300,66 +298,51 @@ class LlamaEngine:
     # ---- the protocol
 
     def stream(self, prompts: Sequence[Messages], n: int, sampling: Samplings) -> Iterator[tuple[int, str]]:
-        samplings = spread(sampling, n)
-        tokens = [self.chat_tokens(p) for p in prompts]
-        longest = max(s.max_tokens for s in samplings)
-        for block in self._blocks(tokens, longest, n):
-            masks = self._masks({i: samplings[i % n] for p in block for i in range(p * n, p * n + n)})
-            chains = {
-                i: self._sampler(samplings[i % n], samplings[i % n].seed + i)
-                for p in block
-                for i in range(p * n, p * n + n)
-            }
-            try:
-                yield from self._stream_block(block, tokens, n, chains, masks, samplings)
-            finally:
-                for chain in chains.values():
-                    self.C.llama_sampler_free(chain)
-
-    def _stream_block(self, block, tokens, n, chains, masks, samplings) -> Iterator[tuple[int, str]]:
-        C = self.C
-        answers = {i: _Answer(samplings[i % n].stop) for i in chains}
-        live: list[tuple[int, int, int]] = []  # (answer, sequence, token drawn)
-        room = n * max(s.max_tokens for s in samplings)
-        free = len(block)  # sequences 0 … len(block) − 1 hold the prompts; copies follow
-        for sequence, index, _ in self._prefill([tokens[p] for p in block], room):
-            for k in range(n):
-                i = block[sequence] * n + k
-                mine = sequence if k == 0 else free
-                if k:
-                    C.llama_memory_seq_cp(self.memory, sequence, mine, -1, -1)
-                    free += 1
-                live.append((i, mine, self._draw(chains[i], index, masks.get(i))))
-        limits = {i: samplings[i % n].max_tokens for i in chains}
-        yield from self._go_on(live, {i: len(tokens[i // n]) for i in chains}, chains, answers, limits, masks)
-
-    def _go_on(self, live, positions, chains, answers, limits, masks) -> Iterator[tuple[int, str]]:
-        """Decode answers side by side until each has ended.
-
-        live: (answer, its sequence, the token just drawn); positions: where that token goes; limits: tokens left;
-        masks: of the answers that keep to a schema.
+        """As the protocol says. An answer that ends makes room for the next; what all prompts begin with is read once, and so
+        is each prompt. Closing the iterator stops the work.
         """
-        step = 0
+        samplings, tokens = spread(sampling, n), [self.chat_tokens(p) for p in prompts]
+        if not tokens or not n:
+            return
+        queue = _Queue(self, tokens, samplings)
+        try:
+            yield from self._go_on([], queue.chains, queue.answers, queue.masks, queue.admit, queue.ended)
+        finally:
+            for chain in queue.chains.values():
+                self.C.llama_sampler_free(chain)
+
+    def _go_on(self, live: "list[_Live]", chains, answers, masks, admit=list, ended=None) -> Iterator[tuple[int, str]]:
+        """Decode answers side by side until each has ended; yields (answer, piece of its text).
+
+        chains, answers, masks: of each answer (masks only of those that keep to a schema); admit: gives answers that begin
+        now; ended: is told of each that is over.
+        """
+        going: list[_Live] = []
+        live = live or admit()
         while live:
-            going = []
-            for i, sequence, token in live:
-                if self.C.llama_vocab_is_eog(self.vocab, token):
-                    piece, ended = answers[i].finish(), True
+            for a in live:
+                if self.C.llama_vocab_is_eog(self.vocab, a.token):
+                    piece, over = answers[a.i].finish(), True
                 else:
-                    piece, ended = answers[i].add(self.piece(token))
-                    if not ended and step == limits[i] - 1:
-                        piece, ended = piece + answers[i].finish(), True
+                    piece, over = answers[a.i].add(self.piece(a.token))
+                    if not over and a.left == 1:
+                        piece, over = piece + answers[a.i].finish(), True
                 if piece:
-                    yield i, piece
-                if ended:
-                    self.C.llama_memory_seq_rm(self.memory, sequence, -1, -1)
+                    yield a.i, piece
+                if over:
+                    self.C.llama_memory_seq_rm(self.memory, a.sequence, -1, -1)
+                    if ended:
+                        ended(a)
                 else:
-                    going.append((i, sequence, token))
+                    going.append(a)
+            if live := admit():
+                continue  # their first tokens are drawn already
             if not going:
                 return
-            self._decode([(token, positions[i] + step, sequence, True) for i, sequence, token in going])
-            live = [(i, s, self._draw(chains[i], at, masks.get(i))) for at, (i, s, _) in enumerate(going)]
-            step += 1
+            self._decode([(a.token, a.position, a.sequence, True) for a in going])
+            for at, a in enumerate(going):
+                a.token, a.position, a.left = self._draw(chains[a.i], at, masks.get(a.i)), a.position + 1, a.left - 1
+            live, going = going, []
 
     def generate(self, prompts: Sequence[Messages], n: int, sampling: Samplings) -> list[list[str]]:
         texts = [""] * (len(prompts) * n)
@@ -383,9 +366,8 @@ class LlamaEngine:
             if reason:
                 answers = {i: _Answer(("\n",)) for i in block}
                 self._decode([(firsts[int(logps[i].argmax())], len(tokens[i]), s, True) for s, i in enumerate(block)])
-                live = [(i, s, self._draw(greedy, s)) for s, i in enumerate(block)]
-                positions, chains = {i: len(tokens[i]) + 1 for i in block}, dict.fromkeys(block, greedy)
-                for i, piece in self._go_on(live, positions, chains, answers, dict.fromkeys(block, reason), {}):
+                live = [_Live(i, s, self._draw(greedy, s), len(tokens[i]) + 1, reason) for s, i in enumerate(block)]
+                for i, piece in self._go_on(live, dict.fromkeys(block, greedy), answers, {}):
                     reasons[i] += piece
             choices += [Choice(tuple(logps[i].tolist()), tidy_reason(reasons[i])) for i in block]
         self.C.llama_sampler_free(greedy)
@@ -403,6 +385,117 @@ class LlamaEngine:
         rows = [row.copy() for at, (_, _, row) in seen if len(before) - 1 <= at < len(before) + len(ids) - 1]
         logits = np.array(rows, dtype=np.float32).reshape(len(ids), self.n_vocab)
         return np.array(ids), logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+
+
+@dataclass
+class _Live:
+    """Answer `i` in its sequence: the token just drawn, where it goes, and how many may still be drawn with it."""
+
+    i: int
+    sequence: int
+    token: int
+    position: int
+    left: int
+
+
+class _Queue:
+    """Answers of one call that wait, and the cache's room: at most SIDE_BY_SIDE are written at once, in order.
+
+    Sequences: 0 … SIDE_BY_SIDE − 1 for answers, as many again for prompts, one for what all prompts begin with.
+
+    Raises UserError where a prompt with its longest answer has no room.
+    """
+
+    def __init__(self, engine: LlamaEngine, tokens: list[list[int]], samplings: list[Sampling]):
+        self.engine, self.tokens, self.samplings, self.n = engine, tokens, samplings, len(samplings)
+        self.shared = shared_beginning(tokens)
+        longest = max(map(len, tokens)) + max(s.max_tokens for s in samplings)
+        engine._check_room(longest, longest)
+        C, memory = engine.C, engine.memory
+        C.llama_memory_clear(memory, True)
+        self.root = 2 * SIDE_BY_SIDE
+        engine._read(tokens[0][: self.shared], self.root)
+        self.room = engine.n_ctx - self.shared
+        self.free, self.holders = list(range(SIDE_BY_SIDE))[::-1], list(range(SIDE_BY_SIDE, self.root))[::-1]
+        self.next = 0  # answers are numbered prompt by prompt
+        self.open: dict[int, int] = {}  # prompt that is read → answers to it that are not over
+        self.held: dict[int, int] = {}  # prompt → its sequence, while answers to it wait
+        self.firsts: dict[int, int] = {}  # answer → its first token
+        self.chains, self.answers, self.masks = {}, {}, {}
+
+    def admit(self) -> list[_Live]:
+        """The answers that begin now."""
+        begun, fresh = [], []
+        while self.next < len(self.tokens) * self.n and self.free:
+            p, k = divmod(self.next, self.n)
+            tail = 0 if p in self.open else len(self.tokens[p]) - self.shared
+            need = tail + self.samplings[k].max_tokens
+            if need > self.room:
+                break
+            if tail:
+                self.open[p], self.held[p] = self.n, self.holders.pop()
+                fresh.append(p)
+            self.room -= need
+            begun.append((self.next, self.free.pop()))
+            self.next += 1
+        self._read(fresh)
+        return [self._begin(i, sequence) for i, sequence in begun]
+
+    def _read(self, fresh: list[int]) -> None:
+        """Read prompts side by side and draw the first token of every answer to them."""
+        engine, items = self.engine, []
+        for p in fresh:
+            engine.C.llama_memory_seq_cp(engine.memory, self.root, self.held[p], -1, -1)
+            last = len(self.tokens[p]) - 1
+            items += [
+                (p, (token, at, self.held[p], at == last))
+                for at, token in enumerate(self.tokens[p])
+                if at >= self.shared
+            ]
+        for start in range(0, len(items), 2048):
+            part = items[start : start + 2048]
+            engine._decode([item for _, item in part])
+            for index, (p, item) in enumerate(part):
+                for k, sampling in enumerate(self.samplings if item[3] else ()):
+                    i = p * self.n + k
+                    self.chains[i] = engine._sampler(sampling, sampling.seed + i)
+                    self.masks.update(engine._masks({i: sampling}))
+                    self.answers[i] = _Answer(sampling.stop)
+                    self.firsts[i] = engine._draw(self.chains[i], index, self.masks.get(i))
+
+    def _begin(self, i: int, sequence: int) -> _Live:
+        engine, (p, k) = self.engine, divmod(i, self.n)
+        engine.C.llama_memory_seq_cp(engine.memory, self.held[p], sequence, -1, -1)
+        if k == self.n - 1:  # the last answer to it: what they share stays with them
+            held = self.held.pop(p)
+            engine.C.llama_memory_seq_rm(engine.memory, held, -1, -1)
+            self.holders.append(held)
+        return _Live(i, sequence, self.firsts.pop(i), len(self.tokens[p]), self.samplings[k].max_tokens)
+
+    def ended(self, answer: _Live) -> None:
+        """Its place and its room are free."""
+        p, k = divmod(answer.i, self.n)
+        self.free.append(answer.sequence)
+        self.engine.C.llama_sampler_free(self.chains.pop(answer.i))
+        self.answers.pop(answer.i), self.masks.pop(answer.i, None)
+        self.room += self.samplings[k].max_tokens
+        self.open[p] -= 1
+        if not self.open[p]:
+            self.room += len(self.tokens[p]) - self.shared
+            del self.open[p]
+
+
+def shared_beginning(prompts: list[list[int]]) -> int:
+    """How many tokens all prompts begin with alike, short of the last one of any; 0 for a single prompt."""
+    if len(prompts) < 2:
+        return 0
+    low, high = min(prompts), max(prompts)  # what the first and the last in order share, all share
+    return min(common(low, high), min(map(len, prompts)) - 1)
+
+
+def common(a: list[int], b: list[int]) -> int:
+    """Length of the beginning that two lists share."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 class _Answer:

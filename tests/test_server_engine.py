@@ -317,3 +317,64 @@ def test_the_family_of_a_named_model_is_the_names(server):
 
 def test_a_server_that_is_gone_has_no_family():
     assert ServerEngine("http://127.0.0.1:1/v1").family == ""
+
+
+# ---- several servers as one
+
+
+@pytest.fixture
+def other():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.lock, server.asked, server.answers, server.missing = threading.Lock(), [], [], 0
+    server.models, server.url = 501, f"http://127.0.0.1:{server.server_port}/v1"
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def echo(body):
+    return says(f"{body['messages'][0]['content']}{body['seed']}")
+
+
+def slow_echo(body):
+    time.sleep(0.02)
+    return echo(body)
+
+
+PROMPTS = [[{"role": "user", "content": c}] for c in "abcdefgh"]
+WANTED = [[f"{c}{7 + 4 * i + k}" for k in range(4)] for i, c in enumerate("abcdefgh")]
+
+
+def test_addresses_with_commas_are_one_engine_and_share_the_work(server, other):
+    server.answers, other.answers = [slow_echo], [slow_echo]
+    engine = load_engine(f"{server.url}, {other.url}")
+    assert engine.generate(PROMPTS, 4, Sampling(seed=7)) == WANTED
+    assert len(server.asked) + len(other.asked) == 32
+    assert min(len(server.asked), len(other.asked)) > 4
+
+
+def test_a_server_that_dies_midway_leaves_its_work_to_the_others_and_no_answer_is_lost_or_doubled(server, other):
+    server.answers = [slow_echo] * 5 + [503]
+    other.answers = [slow_echo]
+    engine = load_engine(f"{server.url},{other.url}")
+    assert engine.generate(PROMPTS, 4, Sampling(seed=7)) == WANTED
+    gone = len(server.asked)
+    assert engine.generate(PROMPTS[:1], 4, Sampling(seed=7)) == WANTED[:1]
+    assert len(server.asked) == gone  # it is not asked again
+
+
+def test_when_the_last_server_is_gone_it_says_so(server, other):
+    server.answers, other.answers = [503], [503]
+    engine = load_engine(f"{server.url},{other.url}")
+    for _ in range(2):
+        with pytest.raises(EngineDown):
+            engine.generate(PROMPTS, 1, Sampling())
+
+
+def test_a_request_that_is_refused_is_not_tried_elsewhere(server, other):
+    server.answers, other.answers = [400], [400]
+    with pytest.raises(UserError, match="refused"):
+        load_engine(f"{server.url},{other.url}").generate(PROMPTS[:1], 1, Sampling())
+    assert len(server.asked) + len(other.asked) < 4

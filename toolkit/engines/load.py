@@ -21,8 +21,8 @@ def load_engine(
     Args:
         spec: "embedded" (SmolLM2-135M-Instruct through llama.cpp), a name of the catalogue ("qwen3-4b": fetched the
             first time), a .gguf file, the folder of a run (what it exported: a model, or an adapter with its base), an
-            http(s) address of an OpenAI-compatible server, or a folder or hub id for transformers. A folder wins over a
-            name.
+            http(s) address of an OpenAI-compatible server or several with commas between them (the same model, work goes
+            to whichever is free), or a folder or hub id for transformers. A folder wins over a name.
         n_ctx: llama.cpp's cache in tokens.
         lora: a GGUF adapter (llama.cpp only).
         on: "cpu", "gpu", or "auto": the GPU where it is seen and has room. A server decides for itself.
@@ -37,9 +37,10 @@ def load_engine(
         raise UserError(f"experts on the GPU are {', '.join(GPU_EXPERTS)}, not {gpu_experts!r}")
     text = str(spec)
     if text.startswith(("http://", "https://")):
-        from toolkit.engines.server import ServerEngine
+        from toolkit.engines.server import ServerEngine, ServerPool
 
-        return ServerEngine(text)
+        urls = [url.strip() for url in text.split(",") if url.strip()]
+        return ServerPool(urls) if len(urls) > 1 else ServerEngine(*urls)
     from toolkit.models.resolve import exported_adapter, exported_gguf, resolve
 
     if (found := exported_gguf(Path(text))) is not None:

@@ -3,9 +3,11 @@
 import http.client
 import json
 import math
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -13,6 +15,7 @@ from functools import cached_property
 from toolkit.engines.base import Choice, Messages, Samplings, family_of, spread, tidy_reason
 from toolkit.engines.schema import read_schema
 from toolkit.errors import EngineDown, UserError
+from toolkit.progress import say
 
 # what a server answers every request with when the address, the key or the model's name is wrong
 NO_REQUEST_WILL_DO = (401, 403, 404, 405)
@@ -138,6 +141,70 @@ class ServerEngine:
         total = math.log(sum(map(math.exp, row)))
         text = "".join(t["token"] for t in content[1:])
         return Choice(tuple(p - total for p in row), tidy_reason(text.split("\n")[0]))
+
+
+class ServerPool(ServerEngine):
+    """Several servers with the same model, as one: each answer is asked of whichever is free, and counted once.
+
+    A server that is down (it has had all its tries) is left out for good; its questions go to the others. Answers carry their own
+    seed, so who gives them does not matter to servers that run the same model alike.
+
+    Args: urls: addresses; more: as of ServerEngine, for each.
+
+    Raises EngineDown when none is left, and what ServerEngine raises besides.
+    """
+
+    def __init__(self, urls: Sequence[str], **more):
+        super().__init__(urls[0], **more)
+        self.servers = [ServerEngine(url, **more) for url in urls]
+        self.name = f"servers:{','.join(s.url for s in self.servers)}"
+
+    def _each(self, calls: list[dict]) -> list[dict]:
+        found: list[dict | None] = [None] * len(calls)
+        waiting, more, failed = deque(range(len(calls))), threading.Condition(), []
+        over = lambda: failed or all(f is not None for f in found)  # noqa: E731
+
+        def serve(server: ServerEngine) -> None:
+            gone = lambda: over() or server not in self.servers  # noqa: E731
+            while True:
+                with more:
+                    more.wait_for(lambda: waiting or gone())  # a call that another server holds may come back
+                    if gone():
+                        return
+                    i = waiting.popleft()
+                try:
+                    answer = server._call(**calls[i])
+                except EngineDown as error:
+                    with more:
+                        waiting.appendleft(i)
+                        if server in self.servers:
+                            self.servers.remove(server)
+                            say(f"  {error}; {len(self.servers)} of the servers go on")
+                        if not self.servers:
+                            failed.append(error)
+                        more.notify_all()
+                    return
+                except BaseException as error:
+                    with more:
+                        failed.append(error)
+                        more.notify_all()
+                    return
+                with more:
+                    found[i] = answer
+                    more.notify_all()
+
+        if not self.servers:
+            raise EngineDown(f"none of {self.name} answers any more", "are they running, and are the addresses right?")
+        threads = [
+            threading.Thread(target=serve, args=(s,), daemon=True) for s in self.servers for _ in range(s.at_once)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failed:
+            raise failed[0]
+        return found
 
 
 class _Refused(UserError):

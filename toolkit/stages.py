@@ -149,7 +149,7 @@ def candidates(recipe: Recipe, work) -> dict:
     samplings = _samplings(recipe)
     angles = recipe.candidates.angles
     calls = len(set(samplings)) if angles else 1  # drafts from angles are a call for each temperature
-    units = list(batched(todo, max(1, 12 * calls // len(samplings))))
+    units = list(batched(todo, max(1, 16 * calls // len(samplings))))
     done = read_jsonl(work.out / "units.jsonl")
     engine = load_engine(base_of(work).gguf)
     if angles:

@@ -170,7 +170,8 @@ def tiny_moe(tmp_path_factory):
 
 
 def test_a_mixture_of_experts_keeps_its_balance_loss_under_the_weights(tiny_moe, tmp_path):
-    attention = {"lora": LoraSettings(8, 16, targets=("q_proj", "k_proj", "v_proj", "o_proj")), "epochs": 2}
+    lora = LoraSettings(8, 16, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
+    attention = {"lora": lora, "epochs": 2, "router_aux": 0.05}
     base = resolve(str(tiny_moe))
     train_dpo(base, PAIRS, settings("dpo", **attention), WEIGHTS, tmp_path / "dpo")
     train_dpo(base, PAIRS, settings("ddpo", **attention), WEIGHTS, tmp_path / "ddpo", deviation=[1.0] * 3)

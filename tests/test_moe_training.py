@@ -150,7 +150,7 @@ def test_the_rating_reward_model_trains_on_a_mixture_and_loads(name, folders, tm
     assert load_reward_model(tmp_path).score(GOOD) == pytest.approx(scores, abs=2e-2)
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_pairwise_reward_model_trains_on_a_mixture_and_loads(name, folders, tmp_path):
     from toolkit.reward.pairwise import load_pairwise, train_pairwise
 

@@ -77,11 +77,15 @@ def load_model(
         UserError: the weights are not to be had (offline and not cached, gated, unknown architecture), or too few of them
             are in 4 bits.
     """
+    from transformers import AutoConfig
+
     ensure_weights(model)
     chosen = pick_dtype(dtype)
-    loaded = _load_mixture(model, chosen, backbone, scoring) if four_bit else None
+    config = _from_hub(model, AutoConfig.from_pretrained, model.weights)
+    kind = _auto_class(config, backbone, scoring)
+    loaded = _load_mixture(model, config, kind, chosen, scoring) if four_bit else None
     if loaded is None:
-        loaded = _load_plain(model, chosen, four_bit, backbone, scoring)
+        loaded = _load_plain(model, kind, chosen, four_bit, scoring)
     loaded.config.use_cache = not (backbone or scoring)
     if four_bit:
         from bitsandbytes.nn import Linear4bit
@@ -97,25 +101,36 @@ def load_model(
     return loaded
 
 
-def _auto_class(backbone: bool, scoring: bool):
+def _auto_class(config, backbone: bool, scoring: bool):
+    """transformers' Auto class. Architectures that it has no scoring class of (OLMoE, Granite-MoE) get one of its own parts."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.modeling_layers import GenericForSequenceClassification
 
-    return AutoModelForSequenceClassification if scoring else AutoModel if backbone else AutoModelForCausalLM
+    if not scoring:
+        return AutoModel if backbone else AutoModelForCausalLM
+    if (
+        type(config) not in AutoModelForSequenceClassification._model_mapping
+        and type(config) in AutoModel._model_mapping
+    ):
+        base = AutoModel._model_mapping[type(config)]
+        own = next(c for c in base.__mro__ if c.__name__.endswith("PreTrainedModel"))
+        name = f"{base.__name__.removesuffix('Model')}ForSequenceClassification"
+        AutoModelForSequenceClassification.register(
+            type(config), type(name, (GenericForSequenceClassification, own), {}), exist_ok=True
+        )
+    return AutoModelForSequenceClassification
 
 
-def _load_mixture(model: Model, dtype: torch.dtype, backbone: bool, scoring: bool):
+def _load_mixture(model: Model, config, kind, dtype: torch.dtype, scoring: bool):
     """A mixture of experts in 4 bits, or None when the model is none."""
-    from transformers import AutoConfig
-
     from toolkit.models.four_bit import load_mixture
 
-    config = _from_hub(model, AutoConfig.from_pretrained, model.weights)
     if scoring:
         config.num_labels = 1
-    return _from_hub(model, load_mixture, config, lambda: weights_folder(model), _auto_class(backbone, scoring), dtype)
+    return _from_hub(model, load_mixture, config, lambda: weights_folder(model), kind, dtype)
 
 
-def _load_plain(model: Model, chosen: torch.dtype, four_bit: bool, backbone: bool, scoring: bool):
+def _load_plain(model: Model, kind, chosen: torch.dtype, four_bit: bool, scoring: bool):
     from transformers import BitsAndBytesConfig
 
     kwargs = {"dtype": chosen, "device_map": {"": 0} if torch.cuda.is_available() else {"": "cpu"}}
@@ -132,7 +147,7 @@ def _load_plain(model: Model, chosen: torch.dtype, four_bit: bool, backbone: boo
         before = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # "newly initialised: score.weight": that is what is wanted
     try:
-        return _from_hub(model, _auto_class(backbone, scoring).from_pretrained, model.weights, **kwargs)
+        return _from_hub(model, kind.from_pretrained, model.weights, **kwargs)
     finally:
         if scoring:
             transformers_logging.set_verbosity(before)

@@ -76,17 +76,16 @@ class Point:
 
 
 def points() -> list[Point]:
-    """The most telling first."""
-    first = ("sft", "probe", "constant 0.9", "constant 0.3", "random", "constant 0.6", "probe from 0.3")
-    few = ("sft", "constant 0.9", "probe")
-    every = [Point(0.1, SFT.lr, c, s) for s in SEEDS for c in first]
-    every += [Point(1.0, SFT.lr, c, s) for s in SEEDS for c in few]
-    every += [Point(0.1, SFT.lr, c, s) for s in SEEDS for c in ("critic", "both")]
-    every += [Point(0.0, SFT.lr, c, s) for s in SEEDS for c in few]
-    every += [Point(0.1, 3e-4, c, s) for s in SEEDS for c in few]
-    every += [Point(0.3, SFT.lr, c, s) for s in SEEDS for c in few]
-    every += [Point(0.1, 3e-3, c, s) for s in SEEDS for c in few]
-    every += [Point(0.1, SFT.lr, "oracle", s) for s in SEEDS]
+    """The most telling first; a first seed of everything before the third of anything but the mixed setting's core."""
+    core, few = ("sft", "probe", "constant 0.9", "constant 0.3", "random"), ("sft", "probe", "constant 0.9")
+    rest = ("probe from 0.3", "constant 0.6", "critic", "both", "oracle")
+    every = [Point(0.1, SFT.lr, c, s) for s in SEEDS for c in core]
+    for seeds in (SEEDS[:1], SEEDS[1:]):
+        every += [
+            Point(h, lr, c, s) for s in seeds for h, lr in ((1.0, SFT.lr), (0.1, 3e-4), (0.0, SFT.lr)) for c in few
+        ]
+        every += [Point(0.1, SFT.lr, c, s) for s in seeds for c in rest]
+        every += [Point(h, lr, c, s) for s in seeds for h, lr in ((0.3, SFT.lr), (0.1, 3e-3)) for c in few]
     return every
 
 

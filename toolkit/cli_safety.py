@@ -216,27 +216,29 @@ def subject(spec: str, args, out: Path):
 
     model, adapter = parts(spec)
     room = max(4096, 16 * args.max_tokens + 4096)  # 16 answers are written side by side, beside their requests
+    card = Path(model) / "export" / "stage.json"  # a stage's key tells runs apart whose files begin and end alike
+    base = json.loads(card.read_text(encoding="utf-8"))["key"] if card.is_file() else writer_weights(model)
     if adapter is None or adapter.suffix == ".gguf":
         check_engine(model, adapter)
-        identity = writer_weights(model) + (f"+{digest([adapter])}" if adapter else "")
+        identity = base + (f"+{digest([adapter])}" if adapter else "")
         return Subject(spec, identity, lambda: load_engine(model, n_ctx=room, lora=adapter, on=args.on))
     weights = adapter / "adapter_model.safetensors"
     if not weights.is_file():
         raise UserError(f"no adapter in {adapter}", "name a folder with adapter_model.safetensors, or a .gguf adapter")
-    identity = f"{writer_weights(model)}+{digest([weights])}"
+    identity = f"{base}+{digest([weights])}"
     gguf = exported_gguf(Path(model)) or (Path(model) if model.endswith(".gguf") else None)
 
     def opening():
         from toolkit.export.gguf import adapter_to_gguf
 
-        base = Model(model, model, gguf) if gguf else resolve(model)
-        if base.gguf is None:
-            return _with_peft(base, adapter, spec)
+        below = Model(model, model, gguf) if gguf else resolve(model)
+        if below.gguf is None:
+            return _with_peft(below, adapter, spec)
         made = out / f"adapter-{digest([weights])}.gguf"
         if not made.is_file():
-            adapter_to_gguf(adapter, base.gguf, made.with_suffix(".partial"))
+            adapter_to_gguf(adapter, below.gguf, made.with_suffix(".partial"))
             made.with_suffix(".partial").rename(made)
-        return load_engine(base.gguf, n_ctx=room, lora=made, on=args.on)
+        return load_engine(below.gguf, n_ctx=room, lora=made, on=args.on)
 
     return Subject(spec, identity, opening)
 

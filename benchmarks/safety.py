@@ -257,6 +257,11 @@ def signals(args) -> None:
 # ---- the grid
 
 
+def _busy(folder: Path) -> bool:
+    """Whether another process wrote there within the last three minutes."""
+    return time.time() - max((p.stat().st_mtime for p in folder.glob("*")), default=0) < 180
+
+
 def grid(args) -> None:
     from toolkit.safety.train import train_safe
 
@@ -264,7 +269,7 @@ def grid(args) -> None:
     begun = time.monotonic()
     for point in [p for p in points() if args.only in p.name][part::of]:
         folder = args.out / "points" / point.name
-        if (folder / "point.json").exists():
+        if (folder / "point.json").exists() or _busy(folder):
             continue
         if time.monotonic() - begun > 60 * args.minutes:
             return

@@ -141,7 +141,7 @@ def adaptive(args) -> None:
         found["answers"] = {kind: [t[0] for t in texts] for kind, texts in told.items()}
         path.write_text(json.dumps(found))
     if "critic" not in found:
-        engine, few, scores = load_engine(args.critic, on="cpu", n_ctx=8192), args.most // 2, {}
+        engine, few, scores = load_engine(args.critic, on="cpu", n_ctx=8192), args.most // 3, {}
         for kind, (harm, kind_ones) in prompts.items():
             rows = [{"prompt": p, "answer": r["target"]} for p, r in zip(harm[:few], bad, strict=False)]
             rows += [
@@ -176,6 +176,6 @@ if __name__ == "__main__":
     parser.add_argument("--harmful", type=Path, default=Path("../shared/data/safety/advbench.jsonl"))
     parser.add_argument("--grid", type=Path, default=Path("runs/safety-grid"))
     parser.add_argument("--critic", default="embedded")
-    parser.add_argument("--most", type=int, default=32, help="requests of each kind; the critic reads half")
+    parser.add_argument("--most", type=int, default=32, help="requests of each kind; the critic reads a third")
     args = parser.parse_args()
     {"refusal": refusal, "adaptive": adaptive}[args.what](args)

@@ -34,7 +34,7 @@ def put_run(folder, *stages, recipe="quickstart", overrides=()):
     return folder
 
 
-VERBS = set(cli._VERBS)
+VERBS = sorted(cli._VERBS)
 
 
 def commands(text: str) -> list[list[str]]:

@@ -11,7 +11,7 @@ import pytest
 
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe
-from toolkit.runner import GREETING_STAGES, STAGES, Stage, _only_one, plan, run_recipe, stage_keys, stands
+from toolkit.runner import GREETING_STAGES, INSTRUCT_STAGES, STAGES, Stage, _only_one, plan, run_recipe, stage_keys, stands
 
 R = importlib.import_module("toolkit.runner")
 
@@ -398,7 +398,7 @@ PLANNED = {"memory", "task", "align"}  # shown, or deciding which stages there a
 
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Recipe) if f.name not in PLANNED])
 def test_every_setting_is_read_by_some_stage(field):
-    read = {path.split(".")[0] for stage in (*STAGES, *GREETING_STAGES) for path in stage.settings}
+    read = {path.split(".")[0] for stage in (*STAGES, *GREETING_STAGES, *INSTRUCT_STAGES) for path in stage.settings}
     assert field in read
 
 

@@ -35,7 +35,8 @@ def grpo(tiny, out, risk, start=None, **more):
 
 
 @pytest.mark.parametrize("loss", ["dpo", "orpo"])
-def test_without_risk_pairs_are_learnt_as_if_nothing_held_them(tiny, tmp_path, loss):
+def test_without_risk_pairs_are_learnt_as_if_nothing_held_them(tiny, tmp_path, monkeypatch, loss):
+    monkeypatch.setattr("toolkit.preference.shared.why_plain", lambda *_: "a held training reads pairs so")
     dpo(tiny, tmp_path / "plain", loss, None)
     dpo(tiny, tmp_path / "held", loss, [0.0] * 3)
     a, b = adapter(tmp_path / "plain"), adapter(tmp_path / "held")

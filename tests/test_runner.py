@@ -11,7 +11,17 @@ import pytest
 
 from toolkit.errors import UserError
 from toolkit.recipe import Recipe
-from toolkit.runner import GREETING_STAGES, INSTRUCT_STAGES, STAGES, Stage, _only_one, plan, run_recipe, stage_keys, stands
+from toolkit.runner import (
+    GREETING_STAGES,
+    INSTRUCT_STAGES,
+    STAGES,
+    Stage,
+    _only_one,
+    plan,
+    run_recipe,
+    stage_keys,
+    stands,
+)
 
 R = importlib.import_module("toolkit.runner")
 

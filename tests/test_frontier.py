@@ -581,7 +581,9 @@ def test_an_adapter_is_put_on_its_model_and_makes_a_writer_of_its_own(tmp_path, 
     adapter.write_bytes(b"GGUF a")
     opened = []
     monkeypatch.setattr(load, "load_engine", lambda spec, **how: opened.append((spec, how["lora"])) or SimpleNamespace(family=""))  # fmt: skip
-    args = SimpleNamespace(writers=["x=embedded", f"x=embedded+{adapter}"], max_tokens=120, on="auto", gpu_experts="auto")
+    args = SimpleNamespace(
+        writers=["x=embedded", f"x=embedded+{adapter}"], max_tokens=120, on="auto", gpu_experts="auto"
+    )
     writers = cli_diversity._writers(args, {}, {}, [0.05])
     assert len(writers["x"]) == 2
     for open_writer in writers["x"].values():
@@ -595,7 +597,9 @@ def test_a_writer_may_name_its_own_temperatures_and_be_asked_from_angles(monkeyp
     from toolkit.narrative.angles import Angled
 
     monkeypatch.setattr(load, "load_engine", lambda spec, **how: SimpleNamespace(name=spec, family=""))
-    args = SimpleNamespace(writers=["embedded@t0.6,1.2", "wide=embedded@angles"], max_tokens=120, on="auto", gpu_experts="auto")
+    args = SimpleNamespace(
+        writers=["embedded@t0.6,1.2", "wide=embedded@angles"], max_tokens=120, on="auto", gpu_experts="auto"
+    )
     own = {}
     writers = cli_diversity._writers(args, {}, own, [0.05])
     assert own == {"embedded": [Setting(0.6, 0.05), Setting(1.2, 0.05)]}

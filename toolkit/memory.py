@@ -241,14 +241,15 @@ class Run:
     def holding(self, tokens: int) -> dict[str, float]:
         """part → bytes of what holds a training to its reference: the same weights' last states, and blocks of logits.
 
-        Five blocks are alive at the peak (benchmarks/safety_loss.py); a reference adapter counts where there is one.
+        At the peak fourteen blocks' worth was alive, head's and softmaxes' copies among them (benchmarks/safety_loss.py, one
+        block); a reference adapter counts where there is one.
         """
         if self.recipe.safety.signal == "none":
             return {}
         from toolkit.models.anchor import BLOCK
 
         block = min(BLOCK, 4 * tokens * self.sizes.vocabulary)
-        return {"reference's states and logits": 5.0 * block + 2 * tokens * self.sizes.hidden * self.each}
+        return {"reference's states and logits": 14.0 * block + 2 * tokens * self.sizes.hidden * self.each}
 
     def _risk(self) -> Use:
         """The probe reads prompts through transformers, then the critic answers through llama.cpp."""

@@ -164,9 +164,8 @@ def _convert(base, work: Path, gguf: Path, quantisation: str) -> None:
     steps.update()
     convert(work / "merged", work / "f16.gguf")
     steps.update()
-    quantise(work / "f16.gguf", work / "quantised.partial", quantisation)
-    (work / "f16.gguf").unlink()
-    os.replace(work / "quantised.partial", gguf)
+    quantise(work / "f16.gguf", gguf, quantisation)
+    (work / "f16.gguf").unlink(missing_ok=True)
     steps.update()
     steps.close()
 

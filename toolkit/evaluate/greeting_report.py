@@ -18,7 +18,7 @@ from toolkit.evaluate.greeting_sections import (
     unseen_judge,
 )
 from toolkit.evaluate.greetings import verdict_lines
-from toolkit.evaluate.report import _e, _export, _figure, _interval, _pct, _settings, _span, _table
+from toolkit.evaluate.report import _e, _export, _figure, _interval, _pct, _settings, _span, _table, _write_page
 from toolkit.recipe import Recipe
 from toolkit.records import read_jsonl
 
@@ -30,8 +30,6 @@ def write_greeting_report(recipe: Recipe, work, path: Path) -> None:
     facts = {name: found for name in work.stages if (found := _facts(work, name)) is not None}
     found = facts["evaluate"]
     body = [
-        f"<h1>{_e(recipe.name)}</h1>",
-        f'<p class="quiet">{_e(recipe.about)}</p>',
         '<div class="verdict">',
         *(f"<p>{_e(line)}</p>" for line in [*verdict_lines(found), *tripped(facts)]),
         "</div>",
@@ -47,9 +45,7 @@ def write_greeting_report(recipe: Recipe, work, path: Path) -> None:
         *(_export(work) if (facts.get("export") or {}).get("proof") else []),
         *_settings(recipe, work),
     ]
-    page = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
-    page = page.replace("{{title}}", _e(f"{recipe.name} · Fablesmith")).replace("{{body}}", "\n".join(body))
-    path.write_text(page, encoding="utf-8")
+    _write_page(recipe, body, path)
 
 
 def _facts(work, name: str) -> dict | None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from toolkit.evaluate import charts
-from toolkit.evaluate.report import _e, _export, _figure, _settings, _table
+from toolkit.evaluate.report import _e, _export, _figure, _settings, _table, _write_page
 from toolkit.models.training import read_metrics
 from toolkit.recipe import Recipe
 from toolkit.records import read_jsonl
@@ -22,17 +22,13 @@ RISKIEST = 8  # rows shown
 def write_instruct_report(recipe: Recipe, work, path: Path) -> None:
     """Assemble the page from the finished stages of `work` (a runner.Work)."""
     body = [
-        f"<h1>{_e(recipe.name)}</h1>",
-        f'<p class="quiet">{_e(recipe.about)}</p>',
         *_card(work),
         *_training(recipe, work),
         *(_risks(work) if work.has("risk") else []),
         *_export(work),
         *_settings(recipe, work),
     ]
-    page = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
-    page = page.replace("{{title}}", _e(f"{recipe.name} · Fablesmith")).replace("{{body}}", "\n".join(body))
-    path.write_text(page, encoding="utf-8")
+    _write_page(recipe, body, path)
 
 
 def _card(work) -> list[str]:

@@ -20,8 +20,6 @@ def write_report(recipe: Recipe, work, path: Path) -> None:
     """Assemble the page from the finished stages of `work` (a run.Work)."""
     facts = work.card("evaluate")["facts"]
     body = [
-        f"<h1>{_e(recipe.name)}</h1>",
-        f'<p class="quiet">{_e(recipe.about)}</p>',
         *_verdict(facts),
         *_evaluation(facts, work),
         *_diversity(facts, work),
@@ -35,6 +33,12 @@ def write_report(recipe: Recipe, work, path: Path) -> None:
         *_export(work),
         *_settings(recipe, work),
     ]
+    _write_page(recipe, body, path)
+
+
+def _write_page(recipe: Recipe, body: list[str], path: Path) -> None:
+    """A run's name, what it is about, and `body`, in the page that all reports share."""
+    body = [f"<h1>{_e(recipe.name)}</h1>", f'<p class="quiet">{_e(recipe.about)}</p>', *body]
     page = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     page = page.replace("{{title}}", _e(f"{recipe.name} · Fablesmith")).replace("{{body}}", "\n".join(body))
     path.write_text(page, encoding="utf-8")

@@ -5,9 +5,8 @@ from pathlib import Path
 import gradio as gr
 from gradio.themes.utils.fonts import Font, LocalFont
 
-from toolkit.demo import tab_compare, tab_greet, tab_judge, tab_runs, tab_train, tab_write
+from toolkit.demo import parts, tab_compare, tab_greet, tab_judge, tab_runs, tab_train, tab_write
 from toolkit.demo.house import House
-from toolkit.demo.parts import esc
 from toolkit.demo.words import LANGUAGES, Words
 
 TABS = {
@@ -34,7 +33,7 @@ def page(house: House, language: str) -> gr.Blocks:
                     built = tab.build(house, w)
                 chosen += built.models
                 if built.shown:
-                    opening.select(*built.shown, show_progress="hidden")
+                    opening.select(*built.shown, **parts.AT_ONCE)
 
         def opened(request: gr.Request):
             """A page was opened: what is here now, and the model gets ready while the person thinks."""
@@ -45,7 +44,7 @@ def page(house: House, language: str) -> gr.Blocks:
         def left(request: gr.Request):
             house.desk.stop(request.session_hash)
 
-        blocks.load(opened, None, chosen, show_progress="hidden", queue=False)
+        blocks.load(opened, None, chosen, **parts.AT_ONCE)
         blocks.unload(left)
         for event in blocks.fns.values():  # a page, not an API: its description would be made anew at each visit
             event.api_visibility = "private"
@@ -54,9 +53,9 @@ def page(house: House, language: str) -> gr.Blocks:
 
 def _header(w: Words, other: str) -> str:
     return (
-        f"<header class='top'><div><h1>{esc(w('title'))}</h1><p>{esc(w('tagline'))}</p></div>"
-        f"<nav aria-label='Fablesmith'><button type='button' id='theme' aria-label='{esc(w('theme'))}' title='{esc(w('theme'))}'>◐</button>"
-        f"<a href='../{other}/' lang='{other}' hreflang='{other}'>{esc(w('other_language'))}</a></nav></header>"
+        f"<header class='top'><div><h1>{parts.esc(w('title'))}</h1><p>{parts.esc(w('tagline'))}</p></div>"
+        f"<nav aria-label='Fablesmith'><button type='button' id='theme' aria-label='{parts.esc(w('theme'))}' title='{parts.esc(w('theme'))}'>◐</button>"
+        f"<a href='../{other}/' lang='{other}' hreflang='{other}'>{parts.esc(w('other_language'))}</a></nav></header>"
     )
 
 

@@ -11,6 +11,10 @@ SEND = """element.addEventListener('click', (event) => {
   if (button) { const n = button.dataset.take; trigger('click', {n: /^[0-9]+$/.test(n) ? Number(n) : n}); }
 });"""
 
+# For what answers within a blink. gradio's queue closes a page's stream when its last event ends, and a click that comes
+# just then waits for ever on the closed one: so nothing quick goes through the queue, least of all after a long answer.
+AT_ONCE = {"show_progress": "hidden", "queue": False}
+
 
 def esc(text: object) -> str:
     """As text in HTML, also inside an attribute. Braces and dollars too: the page's own templates must not read them."""

@@ -126,15 +126,11 @@ def build(house: House, words: Words) -> Tab:
     hidden = {"show_progress": "hidden", "concurrency_limit": None}
     given = [a, b, own, size, temperature]
     go.click(compare, [yes, *given], out, **hidden)
-    stop.click(halt, None, None, queue=False)
+    stop.click(halt, None, None, **parts.AT_ONCE)
     for name, button in buttons.items():
-        voted = button.click(
-            voting(name), [pair, last], [state, pair, last, ballot, again, undo], show_progress="hidden"
-        )
-        voted = voted.then(counted, None, figures, show_progress="hidden")
+        voted = button.click(voting(name), [pair, last], [state, pair, last, ballot, again, undo], **parts.AT_ONCE)
+        voted = voted.then(counted, None, figures, **parts.AT_ONCE)
         voted.then(compare, [again, *given], out, **hidden)
-    undo.click(take_back, last, [state, last, undo], show_progress="hidden").then(
-        counted, None, figures, show_progress="hidden"
-    )
-    count.expand(counted, None, figures, show_progress="hidden")
+    undo.click(take_back, last, [state, last, undo], **parts.AT_ONCE).then(counted, None, figures, **parts.AT_ONCE)
+    count.expand(counted, None, figures, **parts.AT_ONCE)
     return Tab([a, b])

@@ -80,8 +80,8 @@ def build(house: House, words: Words) -> Tab:
         show_progress="hidden",
         concurrency_limit=None,
     )
-    stop.click(halt, None, None, queue=False)
-    examples.click(example, None, request, show_progress="hidden")
+    stop.click(halt, None, None, **parts.AT_ONCE)
+    examples.click(example, None, request, **parts.AT_ONCE)
     return Tab([model])
 
 

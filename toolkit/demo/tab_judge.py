@@ -77,8 +77,8 @@ def build(house: House, words: Words) -> Tab:
         house.desk.stop(request.session_hash)
 
     go.click(judge, [text, model, closely], [state, shown, go, stop], show_progress="hidden", concurrency_limit=None)
-    stop.click(halt, None, None, queue=False)
-    upload.upload(read, upload, [state, text], show_progress="hidden")
+    stop.click(halt, None, None, **parts.AT_ONCE)
+    upload.upload(read, upload, [state, text], **parts.AT_ONCE)
     return Tab([model])
 
 

@@ -36,7 +36,7 @@ def build(house: House, words: Words) -> Tab:
         chosen = name if name in names else (names or [None])[0]
         return gr.update(choices=names, value=chosen), *look(chosen)
 
-    run.input(look, run, [shown, clock], show_progress="hidden")
-    clock.tick(look, run, [shown, clock], show_progress="hidden")
-    again.click(listed, run, [run, shown, clock], show_progress="hidden")
+    run.input(look, run, [shown, clock], **parts.AT_ONCE)
+    clock.tick(look, run, [shown, clock], **parts.AT_ONCE)
+    again.click(listed, run, [run, shown, clock], **parts.AT_ONCE)
     return Tab(shown=(listed, run, [run, shown, clock]))

@@ -81,9 +81,9 @@ def build(house: House, words: Words) -> Tab:
             return parts.mistake(w, error), *look(name)
         return parts.note(w("train.stopped"), w("train.stopped.hint"), "quiet"), *look(name)
 
-    recipe.input(choose, recipe, [about, name, state], show_progress="hidden")
+    recipe.input(choose, recipe, [about, name, state], **parts.AT_ONCE)
     check.click(fits, [recipe, sets], state, show_progress="hidden", concurrency_limit=2)
-    go.click(start, [recipe, name, sets], [state, clock], show_progress="hidden")
-    stop.click(halt, name, [state, shown, clock], show_progress="hidden")
-    clock.tick(look, name, [shown, clock], show_progress="hidden")
+    go.click(start, [recipe, name, sets], [state, clock], **parts.AT_ONCE)
+    stop.click(halt, name, [state, shown, clock], **parts.AT_ONCE)
+    clock.tick(look, name, [shown, clock], **parts.AT_ONCE)
     return Tab(shown=(opened, [recipe, name], [about, shown, clock]))

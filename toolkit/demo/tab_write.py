@@ -191,11 +191,9 @@ def build(house: House, words: Words) -> Tab:
         return drafting.markdown(premise or "", text or "", f"Fablesmith · {model}")
 
     hidden = {"show_progress": "hidden", "concurrency_limit": None}
-    go.click(write, fields, [state, shown, drafts, go, stop], **hidden).then(
-        list_past, None, entries, show_progress="hidden"
-    )
+    go.click(write, fields, [state, shown, drafts, go, stop], **hidden).then(list_past, None, entries, **parts.AT_ONCE)
     for button in (stop, edit_stop):
-        button.click(halt, None, None, queue=False)
+        button.click(halt, None, None, **parts.AT_ONCE)
     for how, button in edits.items():
         button.click(
             editing(how),
@@ -204,11 +202,11 @@ def build(house: House, words: Words) -> Tab:
             js=CARET,
             **hidden,
         )
-    another.click(another_premise, None, premise, show_progress="hidden")
-    shown.click(take, drafts, [story, versions, editor, edit_state], show_progress="hidden")
-    undo.click(back, versions, [story, versions, edit_state], show_progress="hidden")
-    past.expand(list_past, None, entries, show_progress="hidden")
-    entries.click(open_past, None, [premise, genre, tone, shown, drafts, state], show_progress="hidden")
-    clear.click(clear_past, None, entries, show_progress="hidden")
-    save.click(as_markdown, [premise, story, model], file, show_progress="hidden").then(None, file, None, js=SAVE)
+    another.click(another_premise, None, premise, **parts.AT_ONCE)
+    shown.click(take, drafts, [story, versions, editor, edit_state], **parts.AT_ONCE)
+    undo.click(back, versions, [story, versions, edit_state], **parts.AT_ONCE)
+    past.expand(list_past, None, entries, **parts.AT_ONCE)
+    entries.click(open_past, None, [premise, genre, tone, shown, drafts, state], **parts.AT_ONCE)
+    clear.click(clear_past, None, entries, **parts.AT_ONCE)
+    save.click(as_markdown, [premise, story, model], file, **parts.AT_ONCE).then(None, file, None, js=SAVE)
     return Tab([model])

@@ -8,6 +8,7 @@ import pytest
 from toolkit.cli import main
 from toolkit.errors import UserError
 from toolkit.fit import ATTENTION, changes, fit
+from toolkit.memory import Run
 from toolkit.models.dry import Job, _run, dry_step
 from toolkit.models.resolve import Model
 from toolkit.models.sizes import NF4_BYTES, config_of, count, published
@@ -34,6 +35,18 @@ def config(id):
 )
 def test_parameters_are_counted_as_their_makers_count_them(id, billions):
     assert count(config(id)).total == round(billions * 1e9)
+
+
+def test_a_held_training_counts_its_reference_and_whoever_tells_the_risks():
+    def dpo(*sets):
+        return Run(load_recipe("quickstart", sets), 0.0).use("dpo")
+
+    plain, probe = dpo(), dpo("safety={signal: probe}")
+    assert probe.ram["reference's states and logits"] > 0.5
+    assert sum(probe.ram.values()) > sum(plain.ram.values())
+    read = dpo("safety={signal: critic, critic: qwen3-8b}")
+    assert sum(read.ram.values()) > 5, "an 8B critic is open in this stage, before the training"
+    assert read.kept == probe.kept
 
 
 def test_all_experts_of_a_mixture_count_not_the_active_ones():

@@ -77,7 +77,13 @@ class Run:
 
     def use(self, stage: str) -> Use:
         """What `stage` holds. Stages that only move texts hold next to nothing."""
-        return getattr(self, f"_{stage}", lambda: Use(ram={"python": PLAIN}))()
+        use = getattr(self, f"_{stage}", lambda: Use(ram={"python": PLAIN}))()
+        if stage in ("sft", "dpo", "grpo") and self.recipe.task != "instruct" and self.recipe.safety.asks:
+            asking = dataclasses.replace(
+                self._risk(), kept=use.kept, scratch=use.scratch
+            )  # before it, in the same stage
+            use = _larger(use, asking)
+        return use
 
     # ---- training
 
@@ -258,17 +264,13 @@ class Run:
             use = self._reading(self.recipe.safety.critic, "judge")
         if "probe" in asks:
             read = self.train(self.step(1, 2048, None, head="mean"))
-            use = max(
-                use,
-                dataclasses.replace(read, kept={}, scratch={}),
-                key=lambda u: (sum(u.vram.values()), sum(u.ram.values())),
-            )
+            use = _larger(use, dataclasses.replace(read, kept={}, scratch={}))
         return use
 
     def _safety(self) -> Use:
         judge = self.recipe.safety.judge
         uses = [self._reading("base", "writer"), *([self._reading(judge, "judge")] if judge else [])]
-        return max(uses, key=lambda u: (sum(u.vram.values()), sum(u.ram.values())))
+        return _larger(*uses)
 
     def _pairwise(self) -> Use:
         g = self.recipe.pairwise
@@ -444,6 +446,11 @@ class Trained:
     activations: float
     logits: float
     unpacked: float
+
+
+def _larger(*uses: Use) -> Use:
+    """The one that holds most on the card, then in RAM."""
+    return max(uses, key=lambda use: (sum(use.vram.values()), sum(use.ram.values())))
 
 
 def _cache_of(path: Path) -> float:

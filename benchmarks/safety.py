@@ -55,6 +55,7 @@ CONTROLS = {
     "random": (replace(SAFETY, signal="random"), "probe"),
     "probe": (SAFETY, "probe"),
     "probe from 0.3": (replace(SAFETY, beta_min=0.3), "probe"),
+    "probe per batch": (replace(SAFETY, per="batch"), "probe"),  # as in the released code
     "critic": (replace(SAFETY, signal="critic"), "critic"),
     "both": (replace(SAFETY, signal="both"), "both"),
     "oracle": (SAFETY, "oracle"),  # risk 1 for the harmful rows, 0 for the others: what a perfect signal could do
@@ -86,7 +87,7 @@ def points() -> list[Point]:
         ]
         every += [Point(0.1, SFT.lr, c, s) for s in seeds for c in rest]
         every += [Point(h, lr, c, s) for s in seeds for h, lr in ((0.3, SFT.lr), (0.1, 3e-3)) for c in few]
-    return every
+    return every + [Point(0.1, SFT.lr, "probe per batch", s) for s in SEEDS]
 
 
 # ---- material

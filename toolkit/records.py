@@ -162,13 +162,15 @@ def dump(record) -> str:
     return json.dumps(kept, ensure_ascii=False)
 
 
-def write_jsonl(path: Path, rows: Iterable) -> None:
-    """Write records or dicts, whole or not at all."""
-    partial = path.with_suffix(path.suffix + ".partial")
+def write_jsonl(path: Path, rows: Iterable) -> int:
+    """Write records or dicts, whole or not at all; returns how many."""
+    partial, count = path.with_suffix(path.suffix + ".partial"), 0
     with partial.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write((json.dumps(row, ensure_ascii=False) if isinstance(row, dict) else dump(row)) + "\n")
+            count += 1
     os.replace(partial, path)
+    return count
 
 
 def append_jsonl(path: Path, rows: Iterable) -> None:
@@ -181,16 +183,30 @@ def append_jsonl(path: Path, rows: Iterable) -> None:
 
 
 def read_jsonl(path: Path, kind: type[Record] | type[dict] = dict) -> list[Record]:
-    """Read a file we wrote. A torn last line (the process died writing it) is cut off the file; see `append_jsonl`."""
+    """Read a file we wrote, whole; see `each_jsonl`."""
+    return list(each_jsonl(path, kind))
+
+
+def each_jsonl(path: Path, kind: type[Record] | type[dict] = dict) -> Iterator[Record]:
+    """The records of a file we wrote, one at a time: a file may be larger than memory. None where there is no file.
+
+    A torn last line (the process died writing it) is cut off the file; see `append_jsonl`.
+    """
     if not path.exists():
-        return []
-    raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    rows = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
-    return rows if kind is dict else [build(kind, row) for row in rows]
+        return
+    whole = 0  # bytes
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            whole += len(line)
+            if line.strip():
+                row = json.loads(line)
+                yield row if kind is dict else build(kind, row)
+        else:
+            return
+    with path.open("r+b") as file:
+        file.truncate(whole)
 
 
 def build(kind: type[Record], row: dict) -> Record:

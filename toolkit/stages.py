@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import random
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 
 from toolkit.errors import UserError
@@ -16,6 +19,7 @@ from toolkit.records import (
     PreferencePair,
     Premise,
     append_jsonl,
+    each_jsonl,
     guess_language,
     languages_of,
     read_jsonl,
@@ -27,6 +31,7 @@ from toolkit.records import (
 )
 
 DATA = Path(__file__).parent / "data"
+MANY = 1024  # texts in memory at once where there may be any number of them
 PROBE = 16  # premises that neither train nor test anything: what the tripwire lets the writer write to
 
 
@@ -150,24 +155,24 @@ def candidates(recipe: Recipe, work) -> dict:
     angles = recipe.candidates.angles
     calls = len(set(samplings)) if angles else 1  # drafts from angles are a call for each temperature
     units = list(batched(todo, max(1, 16 * calls // len(samplings))))
-    done = read_jsonl(work.out / "units.jsonl")
+    done = sum(1 for _ in each_jsonl(work.out / "units.jsonl"))
     engine = load_engine(base_of(work).gguf)
     if angles:
         engine = Angled(engine)
-    progress = bar(total=len(todo), desc="candidates", unit="premise", initial=sum(len(u) for u in units[: len(done)]))
-    for unit in units[len(done) :]:
+    progress = bar(total=len(todo), desc="candidates", unit="premise", initial=sum(len(u) for u in units[:done]))
+    for unit in units[done:]:
         rows = [dataclasses.asdict(p) for _, plots in write_candidates(engine, unit, samplings) for p in plots]
         append_jsonl(work.out / "units.jsonl", [{"plots": rows}])
         progress.update(len(unit))
     progress.close()
     engine.close()
-    plots = [Plot(**row) for unit in read_jsonl(work.out / "units.jsonl") for row in unit["plots"]]
-    if not plots:
+    plots = (Plot(**row) for unit in each_jsonl(work.out / "units.jsonl") for row in unit["plots"])
+    written = write_jsonl(work.out / "candidates.jsonl", plots)
+    if not written:
         raise UserError("the writer produced no usable plot", "raise candidates.max_tokens, or take another model")
-    write_jsonl(work.out / "candidates.jsonl", plots)
     (work.out / "units.jsonl").unlink()
     asked = len(todo) * len(samplings)
-    return {"candidates": len(plots), "asked": asked, "left_out": asked - len(plots), "premises": len(todo)}
+    return {"candidates": written, "asked": asked, "left_out": asked - written, "premises": len(todo)}
 
 
 def ratings(recipe: Recipe, work) -> dict:
@@ -175,18 +180,17 @@ def ratings(recipe: Recipe, work) -> dict:
     from toolkit.engines.load import load_engine
     from toolkit.feedback.ratings import check_rater, rate_plot
 
-    plots = read_jsonl(work.of("candidates") / "candidates.jsonl", Plot)
+    drafts = work.of("candidates") / "candidates.jsonl"
     path, check_path = work.out / "ratings.jsonl", work.out / "check.jsonl"
-    done = {r.plot_id for r in read_jsonl(path, AspectRatings)}
+    count, done = (sum(1 for _ in each_jsonl(file)) for file in (drafts, path))  # one a draft, in their order
     engine = load_engine(base_of(work).gguf if recipe.ratings.rater == "base" else recipe.ratings.rater)
-    progress = bar(total=len(plots), desc="ratings", unit="plot", initial=len(done))
-    for plot in plots:
-        if plot.id not in done:
-            append_jsonl(path, [rate_plot(engine, plot, recipe.ratings.reason)])
-            progress.update(1)
+    progress = bar(total=count, desc="ratings", unit="plot", initial=done)
+    for plot in islice(each_jsonl(drafts, Plot), done, None):
+        append_jsonl(path, [rate_plot(engine, plot, recipe.ratings.reason)])
+        progress.update(1)
     progress.close()
     made = read_jsonl(work.of("premises") / "plots.jsonl", Plot)
-    facts = {"rated": len(plots), "rater": engine.name, "merge": "balanced"}
+    facts = {"rated": count, "rater": engine.name, "merge": "balanced"}
     facts |= check_rater(engine, made, recipe.ratings.check, recipe.seed, check_path)
     engine.close()
     return facts
@@ -202,7 +206,8 @@ def reward(recipe: Recipe, work) -> dict:
 
     settings, base = recipe.reward, base_of(work)
     made = read_jsonl(work.of("premises") / "plots.jsonl", Plot)
-    rated = {r.plot_id: r for r in read_jsonl(work.of("ratings") / "ratings.jsonl", AspectRatings)}
+    ratings = each_jsonl(work.of("ratings") / "ratings.jsonl", AspectRatings)
+    rated = {r.plot_id: AspectRatings(r.plot_id, r.scores) for r in ratings}  # without what was said of them
     drafts = read_jsonl(work.of("candidates") / "candidates.jsonl", Plot)
     anchored = anchored_groups(made, list(settings.strengths), recipe.seed)
     train, held_out = split_groups(anchored, {p.id: p.premise_id or p.id for p in made})
@@ -253,28 +258,44 @@ def deviation(recipe: Recipe, work) -> dict:
     """
     from toolkit.preference.deviation import deviations
 
-    settings = recipe.deviation
-    answers: dict[str, list[tuple[str, str]]] = {}
-    if recipe.pairs.file:
-        for p in read_jsonl(work.of("pairs") / "pairs.jsonl", PreferencePair):
-            group = answers.setdefault(_prompt_id(p), [])
-            group += [row for text in (p.chosen, p.rejected) if (row := (text_id(text), text)) not in group]
-    else:
-        for plot in read_jsonl(work.of("candidates") / "candidates.jsonl", Plot):
-            answers.setdefault(plot.premise_id, []).append((plot.id, plot.text))
-    models = {"semantic": settings.semantic, "style": settings.style}
-    rows = deviations(answers, tuple(dict.fromkeys(settings.kinds)), settings.floor, models)
-    write_jsonl(work.out / "deviation.jsonl", [dataclasses.asdict(r) for r in rows])
-    few = sum(len(group) < 3 for group in answers.values())
-    if few:
-        say(f"  {few} of {len(answers)} prompts have fewer than three answers: each of those counts as 1")
+    settings, counts, heaviest = recipe.deviation, Counter(), 0.0
+    kinds, models = tuple(dict.fromkeys(settings.kinds)), {"semantic": settings.semantic, "style": settings.style}
+
+    def rows() -> Iterator[dict]:
+        nonlocal heaviest
+        for groups in batched(_answers(recipe, work), MANY):
+            counts.update(prompts=len(groups), few=sum(len(group) < 3 for _, group in groups))
+            for row in deviations(dict(groups), kinds, settings.floor, models):
+                counts["zero"] += row.weight == 0
+                heaviest = max(heaviest, row.weight)
+                yield dataclasses.asdict(row)
+
+    written = write_jsonl(work.out / "deviation.jsonl", rows())
+    if counts["few"]:
+        say(
+            f"  {counts['few']} of {counts['prompts']} prompts have fewer than three answers: each of those counts as 1"
+        )
     return {
-        "answers": len(rows),
-        "prompts": len(answers),
-        "fewer_than_three": few,
-        "weight_zero": sum(r.weight == 0 for r in rows),
-        "heaviest": round(max(r.weight for r in rows), 3),
+        "answers": written,
+        "prompts": counts["prompts"],
+        "fewer_than_three": counts["few"],
+        "weight_zero": counts["zero"],
+        "heaviest": round(heaviest, 3),
     }
+
+
+def _answers(recipe: Recipe, work) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """(prompt's id, [(answer's id, its text)]), prompt by prompt."""
+    if not recipe.pairs.file:
+        drafts = each_jsonl(work.of("candidates") / "candidates.jsonl", Plot)
+        for premise, plots in groupby(drafts, lambda plot: plot.premise_id):  # they stand premise by premise
+            yield premise, [(plot.id, plot.text) for plot in plots]
+        return
+    answers: dict[str, list[tuple[str, str]]] = {}
+    for p in each_jsonl(work.of("pairs") / "pairs.jsonl", PreferencePair):
+        group = answers.setdefault(_prompt_id(p), [])
+        group += [row for text in (p.chosen, p.rejected) if (row := (text_id(text), text)) not in group]
+    yield from answers.items()
 
 
 def _prompt_id(pair: PreferencePair) -> str:
@@ -282,7 +303,7 @@ def _prompt_id(pair: PreferencePair) -> str:
 
 
 def pairs(recipe: Recipe, work) -> dict:
-    """pairs.jsonl, rejected.jsonl (with reasons) and scores.jsonl; or the user's own pairs, checked."""
+    """pairs.jsonl, rejected.jsonl (with reasons) and scores.jsonl, which grows; or the user's own pairs, checked."""
     settings = recipe.pairs
     if settings.file:
         own = read_pairs(Path(settings.file), recipe.premises.skip_bad_lines)
@@ -292,32 +313,62 @@ def pairs(recipe: Recipe, work) -> dict:
         return {"pairs": len(own.rows), "from": settings.file, "format": own.format, "bad_lines": len(own.bad)}
     from toolkit.narrative.dimensions import KEYS
     from toolkit.preference.divpo import divpo_pairs
-    from toolkit.preference.pairs import confident_pairs
+    from toolkit.preference.pairs import confident_pairs, within_budget
     from toolkit.reward.model import load_reward_model
 
-    drafts = read_jsonl(work.of("candidates") / "candidates.jsonl", Plot)
-    rated = {r.plot_id: r for r in read_jsonl(work.of("ratings") / "ratings.jsonl", AspectRatings)}
-    values = load_reward_model(work.of("reward"), dimensions=KEYS).score([p.text for p in drafts], progress="scoring")
-    scores = {
-        p.id: {k: round(float(v), 4) for k, v in zip(KEYS, row, strict=True)}
-        for p, row in zip(drafts, values, strict=True)
-    }
-    write_jsonl(work.out / "scores.jsonl", [AspectRatings(id, s, rater="reward model") for id, s in scores.items()])
-    limits = {n: getattr(settings, n) for n in ("length_ratio", "per_premise", "max_pairs")}
+    drafts, path = work.of("candidates") / "candidates.jsonl", work.out / "scores.jsonl"
+    count, done = (sum(1 for _ in each_jsonl(file)) for file in (drafts, path))  # one a draft, in their order
+    model = load_reward_model(work.of("reward"), dimensions=KEYS)
+    progress = bar(total=count, desc="scoring", unit="plot", initial=done)
+    for plots in batched(islice(each_jsonl(drafts, Plot), done, None), MANY):
+        found = model.score([p.text for p in plots])
+        scores = [{k: round(float(v), 4) for k, v in zip(KEYS, row, strict=True)} for row in found]
+        rows = zip(plots, scores, strict=True)
+        append_jsonl(path, [AspectRatings(plot.id, score, rater="reward model") for plot, score in rows])
+        progress.update(len(plots))
+    progress.close()
+    limits = {n: getattr(settings, n) for n in ("length_ratio", "per_premise")}
     if settings.select == "divpo":
-        rank = {row["id"]: row["rank"] for row in read_jsonl(work.of("deviation") / "deviation.jsonl")}
+        rank = {row["id"]: row["rank"] for row in each_jsonl(work.of("deviation") / "deviation.jsonl")}
         limits |= {"share": settings.share, "threshold": settings.threshold}
-        kept, rejected = divpo_pairs(drafts, scores, rank, **limits)
+        choose = lambda plots, scores, _: divpo_pairs(plots, scores, rank, **limits, max_pairs=0)  # noqa: E731
+        surest = lambda pair: rank[pair.chosen_id] - rank[pair.rejected_id]  # noqa: E731
         hint = "lower pairs.threshold, raise pairs.share, or write more candidates a premise"
     else:
         limits |= {n: getattr(settings, n) for n in ("margin", "agree", "prompts")}
-        kept, rejected = confident_pairs(drafts, scores, rated, **limits)
+        choose, surest = partial(confident_pairs, **limits, max_pairs=0), lambda pair: pair.margin
         hint = "lower pairs.margin or pairs.agree, or write more candidates"
-    write_jsonl(work.out / "rejected.jsonl", [dataclasses.asdict(r) for r in rejected])
-    counts = {reason: sum(r.reason == reason for r in rejected) for reason in REASONS}
+    kept, counts = [], dict.fromkeys(REASONS, 0)
+
+    def left_out() -> Iterator[dict]:
+        nonlocal kept
+        files = zip(
+            each_jsonl(drafts, Plot),
+            each_jsonl(path, AspectRatings),
+            each_jsonl(work.of("ratings") / "ratings.jsonl", AspectRatings),
+            strict=True,
+        )
+        for _, group in groupby(files, lambda row: row[0].premise_id):  # they stand premise by premise
+            plots, scored, rated = zip(*group, strict=True)
+            scores = {r.plot_id: r.scores for r in scored}
+            found, rejected = choose(list(plots), scores, {r.plot_id: r for r in rated})
+            kept += found
+            yield from rejected
+            if settings.max_pairs and len(kept) > 4 * settings.max_pairs:  # those beyond are not carried along
+                kept, rejected = within_budget(kept, settings.max_pairs, surest)
+                yield from rejected
+        kept, rejected = within_budget(kept, settings.max_pairs, surest)
+        yield from rejected
+
+    def counted() -> Iterator[dict]:
+        for row in left_out():
+            counts[row.reason] += 1
+            yield dataclasses.asdict(row)
+
+    rejected = write_jsonl(work.out / "rejected.jsonl", counted())
     if not kept:
         raise UserError(
-            f"none of {len(rejected)} pairs is good enough: " + ", ".join(f"{k} {v}" for k, v in counts.items() if v),
+            f"none of {rejected} pairs is good enough: " + ", ".join(f"{k} {v}" for k, v in counts.items() if v),
             hint,
         )
     write_jsonl(work.out / "pairs.jsonl", kept)

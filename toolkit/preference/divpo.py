@@ -4,7 +4,7 @@ good ones, the rejected the least different of the bad ones. What it makes are p
 
 import math
 
-from toolkit.preference.pairs import Rejected, as_pair, by_premise, overlap
+from toolkit.preference.pairs import Rejected, as_pair, by_premise, overlap, within_budget
 from toolkit.records import Plot, PreferencePair
 
 
@@ -34,7 +34,7 @@ def divpo_pairs(
         (pairs, rejected): pairs by falling difference of deviation; rejected has what a rule kept from being a pair.
     """
     quality = {id: sum(s.values()) / len(s) for id, s in scores.items()}
-    kept: list[tuple[float, PreferencePair]] = []
+    kept: list[PreferencePair] = []
     rejected: list[Rejected] = []
     for premise, group in by_premise(plots):
         ordered = sorted(group, key=lambda p: (-quality[p.id], p.id))
@@ -60,15 +60,10 @@ def divpo_pairs(
                 elif overlap(chosen.text, other.text) > 0.8:
                     reason = "duplicate"
                 else:
-                    kept.append((rank[chosen.id] - rank[other.id], as_pair(chosen, other, scores, gap)))
+                    kept.append(as_pair(chosen, other, scores, gap))
                     bad = [p for p in bad if p is not other]
                     made += 1
                     break
                 rejected.append(Rejected(premise, chosen.id, other.id, gap, reason))
-    kept.sort(key=lambda k: (-k[0], k[1].chosen_id, k[1].rejected_id))
-    if max_pairs:
-        rejected += [
-            Rejected(p.premise_id, p.chosen_id, p.rejected_id, p.margin, "budget") for _, p in kept[max_pairs:]
-        ]
-        kept = kept[:max_pairs]
-    return [p for _, p in kept], rejected
+    kept, over = within_budget(kept, max_pairs, lambda p: rank[p.chosen_id] - rank[p.rejected_id])
+    return kept, rejected + over

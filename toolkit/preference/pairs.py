@@ -1,6 +1,7 @@
 """High-confidence preference pairs (PlotTwist) from rewards and ratings; every pair left out keeps its reason."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -86,12 +87,18 @@ def confident_pairs(
             used[f"+{better.id}"] += 1
             used[f"-{worse.id}"] += 1
             kept.append(as_pair(better, worse, scores, gap))
-    kept.sort(key=lambda p: (-p.margin, p.chosen_id, p.rejected_id))
-    if max_pairs and len(kept) > max_pairs:
-        for p in kept[max_pairs:]:
-            rejected.append(Rejected(p.premise_id, p.chosen_id, p.rejected_id, p.margin, "budget"))
-        kept = kept[:max_pairs]
-    return kept, rejected
+    kept, over = within_budget(kept, max_pairs, lambda p: p.margin)
+    return kept, rejected + over
+
+
+def within_budget(
+    pairs: list[PreferencePair], most: int, surest: Callable[[PreferencePair], float]
+) -> tuple[list[PreferencePair], list[Rejected]]:
+    """(the `most` surest pairs, 0 is all, the surest first; the others)."""
+    ordered = sorted(pairs, key=lambda p: (-surest(p), p.chosen_id, p.rejected_id))
+    kept = ordered[:most] if most else ordered
+    over = ordered[len(kept) :]
+    return kept, [Rejected(p.premise_id, p.chosen_id, p.rejected_id, p.margin, "budget") for p in over]
 
 
 def by_premise(plots: list[Plot]) -> list[tuple[str, list[Plot]]]:

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 
 import toolkit.engines.load as engines
-import toolkit.reward.model  # with torch: what is imported is no part of the growth
+import toolkit.reward
 from toolkit import stages
 from toolkit.engines.base import Choice
 from toolkit.narrative.dimensions import KEYS
@@ -56,7 +56,7 @@ def score(texts):
 
 
 engines.load_engine = lambda spec, **more: Quick()
-toolkit.reward.model.load_reward_model = lambda folder, dimensions: SimpleNamespace(score=score)
+sys.modules["toolkit.reward.model"] = SimpleNamespace(load_reward_model=lambda folder, dimensions: SimpleNamespace(score=score))
 stages.base_of = lambda work: SimpleNamespace(gguf="quick")
 recipe = load_recipe("quickstart", ["candidates.per_premise=8", "ratings.check=0", "pairs.prompts=ignore", "pairs.max_pairs=2000"])
 

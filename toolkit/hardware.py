@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -92,6 +93,23 @@ def cache_dir() -> Path:
         os.environ.get("XDG_CACHE_HOME", "~/.cache"), "fablesmith"
     )
     return Path(root).expanduser()
+
+
+def cache_base(path: Path, table: str) -> sqlite3.Connection:
+    """A cache as an SQLite file with one table ("name (columns)"); processes may share it. Begun anew where it is damaged."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    base = sqlite3.connect(path, timeout=60)
+    try:
+        base.execute(f"create table if not exists {table}")
+    except sqlite3.OperationalError:  # locked, or a full disk: no damage
+        base.close()
+        raise
+    except sqlite3.DatabaseError:  # torn by a killed machine
+        base.close()
+        path.unlink()
+        base = sqlite3.connect(path, timeout=60)
+        base.execute(f"create table if not exists {table}")
+    return base
 
 
 def require_disk(folder: Path, megabytes: float, what: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from toolkit.engines.base import Engine, Sampling
 from toolkit.engines.load import load_engine
+from toolkit.engines.remembered import remembered, weights_of
 from toolkit.errors import UserError
 from toolkit.evaluate.judge import GUARD, EngineJudge, Judge, ScoreJudge
 from toolkit.evaluate.passport import Material, Passport, make_passport
@@ -73,21 +74,19 @@ def open_judge(
         files = [p for p in sorted(path.glob("*.safetensors"))] + [path / "reward.json"]
         return Opened(judge, _identity(digest(files), "none"), path / "passport.json")
     engine = load_engine(spec, n_ctx=n_ctx, on=on, gpu_experts=gpu_experts)
-    judge = EngineJudge(engine, guard, reason, languages)
+    judge = EngineJudge(remembered(engine, spec), guard, reason, languages)
     weights, beside = _weights(str(spec), engine)
     return Opened(judge, _identity(weights, guard), beside, engine)
 
 
 def _weights(spec: str, engine: Engine) -> tuple[str, Path | None]:
     """What tells this engine's weights from any other's, and where a passport can lie beside them."""
-    gguf = getattr(engine, "path", None)
+    weights, gguf = weights_of(engine, spec), getattr(engine, "path", None)
     if gguf is not None:
-        files = [gguf, *filter(None, [getattr(engine, "lora", None)])]
-        packaged = resolve("embedded").gguf == files[-1]
-        return digest(files), None if packaged else files[-1].with_suffix(".passport.json")
-    if Path(spec).is_dir():
-        files = [Path(spec) / "config.json", *sorted(Path(spec).glob("*.safetensors"))]
-        return digest(files), Path(spec) / "passport.json"
+        last = getattr(engine, "lora", None) or gguf
+        return weights, None if resolve("embedded").gguf == last else last.with_suffix(".passport.json")
+    if weights:
+        return weights, Path(spec) / "passport.json"
     return (
         f"{engine.name} {getattr(engine, 'model', '') if isinstance(getattr(engine, 'model', ''), str) else ''}",
         None,
@@ -164,8 +163,11 @@ def issue_passport(
         rated[Path(path).stem] = read_people(Path(path))
     likelihood = _likelihood(opened.engine) if opened.engine is not None else None
     texts = own_texts(opened.engine, out, own, seed) if opened.engine is not None and own else []
+    judge = opened.judge
+    if opened.engine is not None:  # asked anew: a passport also tells whether the same question gets the same answer
+        judge = EngineJudge(opened.engine, judge.guard, judge.reason, judge.languages)
     passport = make_passport(
-        opened.judge,
+        judge,
         opened.identity,
         shipped_material(pairs, planted_in),
         out,

@@ -178,19 +178,21 @@ def candidates(recipe: Recipe, work) -> dict:
 def ratings(recipe: Recipe, work) -> dict:
     """ratings.jsonl, one line a candidate as it is rated; check.jsonl: the rater against damage of known order."""
     from toolkit.engines.load import load_engine
+    from toolkit.engines.remembered import remembered
     from toolkit.feedback.ratings import check_rater, rate_plot
 
     drafts = work.of("candidates") / "candidates.jsonl"
     path, check_path = work.out / "ratings.jsonl", work.out / "check.jsonl"
     count, done = (sum(1 for _ in each_jsonl(file)) for file in (drafts, path))  # one a draft, in their order
-    engine = load_engine(base_of(work).gguf if recipe.ratings.rater == "base" else recipe.ratings.rater)
+    rater = base_of(work).gguf if recipe.ratings.rater == "base" else recipe.ratings.rater
+    engine = remembered(load_engine(rater), rater)
     progress = bar(total=count, desc="ratings", unit="plot", initial=done)
     for plot in islice(each_jsonl(drafts, Plot), done, None):
         append_jsonl(path, [rate_plot(engine, plot, recipe.ratings.reason)])
         progress.update(1)
     progress.close()
     made = read_jsonl(work.of("premises") / "plots.jsonl", Plot)
-    facts = {"rated": count, "rater": engine.name, "merge": "balanced"}
+    facts = {"rated": count, "rater": engine.name, "merge": "balanced", "known": getattr(engine, "known", 0)}
     facts |= check_rater(engine, made, recipe.ratings.check, recipe.seed, check_path)
     engine.close()
     return facts

@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import os
 import re
-import sqlite3
 import unicodedata
 import zlib
 from collections import Counter
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.errors import UserError
-from toolkit.hardware import cache_dir
+from toolkit.hardware import cache_base, cache_dir
 from toolkit.models.resolve import digest
 from toolkit.narrative.stylometry import style_vectors
 from toolkit.progress import bar, say
@@ -199,17 +198,7 @@ class _Cache:
         self.path = cache_dir() / f"embeddings-{name}.sqlite"
 
     def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.base = sqlite3.connect(self.path, timeout=60)
-        try:
-            self.base.execute("create table if not exists vectors (key blob primary key, vector blob)")
-        except sqlite3.OperationalError:  # locked, or a full disk: no damage
-            raise
-        except sqlite3.DatabaseError:  # torn by a killed machine: it is a cache, begin it anew
-            self.base.close()
-            self.path.unlink()
-            self.base = sqlite3.connect(self.path, timeout=60)
-            self.base.execute("create table vectors (key blob primary key, vector blob)")
+        self.base = cache_base(self.path, "vectors (key blob primary key, vector blob)")
         return self
 
     def __exit__(self, *exc):

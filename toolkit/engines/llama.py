@@ -23,6 +23,7 @@ from toolkit.engines.base import (
     tidy_reason,
     trim_at_stop,
 )
+from toolkit.engines.drawing import Drawing
 from toolkit.engines.placing import experts_to_ram
 from toolkit.engines.schema import Mask
 from toolkit.errors import Stopped, UserError
@@ -253,47 +254,16 @@ class LlamaEngine:
         if block:
             yield block
 
-    def _sampler(self, sampling: Sampling, seed: int):
-        C = self.C
-        chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
-        if sampling.repeat_penalty != 1:
-            penalty = C.llama_sampler_init_penalties(self.n_vocab, 64, sampling.repeat_penalty, 0.0, 0.0)
-            C.llama_sampler_chain_add(chain, penalty)
-        if sampling.temperature <= 0:
-            C.llama_sampler_chain_add(chain, C.llama_sampler_init_greedy())
-            return chain
-        if sampling.top_p < 1:
-            C.llama_sampler_chain_add(chain, C.llama_sampler_init_top_p(sampling.top_p, 1))
-        if sampling.min_p > 0:
-            C.llama_sampler_chain_add(chain, C.llama_sampler_init_min_p(sampling.min_p, 1))
-        C.llama_sampler_chain_add(chain, C.llama_sampler_init_temp(sampling.temperature))
-        C.llama_sampler_chain_add(chain, C.llama_sampler_init_dist(seed % 2**32))
-        return chain
+    def _drawing(self, sampling: Sampling, seed: int) -> Drawing:
+        """How an answer is drawn; what keeps it to its schema has a state, so each answer has its own."""
+        if not sampling.schema:
+            return Drawing(sampling, seed)
+        if self._schema_tokens is None:
+            from llguidance.llamacpp import lltokenizer_from_vocab
 
-    def _masks(self, samplings: dict[int, Sampling]) -> dict[int, Mask]:
-        """What keeps each answer with a schema to it; a mask has a state, so each answer has its own."""
-        masks = {}
-        for i, sampling in samplings.items():
-            if sampling.schema:
-                if self._schema_tokens is None:
-                    from llguidance.llamacpp import lltokenizer_from_vocab
-
-                    ends = [t for t in range(self.n_vocab) if self.C.llama_vocab_is_eog(self.vocab, t)]
-                    self._schema_tokens = lltokenizer_from_vocab(self.vocab, eos_token=ends)
-                masks[i] = Mask(self._schema_tokens, sampling.schema)
-        return masks
-
-    def _draw(self, chain, index: int, mask: Mask | None = None) -> int:
-        """The next token of an answer from the logits of the item at `index` of the last batch."""
-        if mask is None:
-            return self.C.llama_sampler_sample(chain, self.ctx, index)
-        logits = self._logits(index)
-        whole = logits.copy()
-        logits[mask.hidden(self.n_vocab)] = -np.inf
-        token = self.C.llama_sampler_sample(chain, self.ctx, index)
-        logits[:] = whole  # answers to one prompt draw their first tokens from the same row
-        mask.took(token)
-        return token
+            ends = [t for t in range(self.n_vocab) if self.C.llama_vocab_is_eog(self.vocab, t)]
+            self._schema_tokens = lltokenizer_from_vocab(self.vocab, eos_token=ends)
+        return Drawing(sampling, seed, Mask(self._schema_tokens, sampling.schema))
 
     # ---- the protocol
 
@@ -305,17 +275,12 @@ class LlamaEngine:
         if not tokens or not n:
             return
         queue = _Queue(self, tokens, samplings)
-        try:
-            yield from self._go_on([], queue.chains, queue.answers, queue.masks, queue.admit, queue.ended)
-        finally:
-            for chain in queue.chains.values():
-                self.C.llama_sampler_free(chain)
+        yield from self._go_on([], queue.drawings, queue.answers, queue.admit, queue.ended)
 
-    def _go_on(self, live: "list[_Live]", chains, answers, masks, admit=list, ended=None) -> Iterator[tuple[int, str]]:
+    def _go_on(self, live: "list[_Live]", drawings, answers, admit=list, ended=None) -> Iterator[tuple[int, str]]:
         """Decode answers side by side until each has ended; yields (answer, piece of its text).
 
-        chains, answers, masks: of each answer (masks only of those that keep to a schema); admit: gives answers that begin
-        now; ended: is told of each that is over.
+        drawings, answers: of each answer; admit: gives answers that begin now; ended: is told of each that is over.
         """
         going: list[_Live] = []
         live = live or admit()
@@ -341,7 +306,7 @@ class LlamaEngine:
                 return
             self._decode([(a.token, a.position, a.sequence, True) for a in going])
             for at, a in enumerate(going):
-                a.token, a.position, a.left = self._draw(chains[a.i], at, masks.get(a.i)), a.position + 1, a.left - 1
+                a.token, a.position, a.left = drawings[a.i].next(self._logits(at)), a.position + 1, a.left - 1
             live, going = going, []
 
     def generate(self, prompts: Sequence[Messages], n: int, sampling: Samplings) -> list[list[str]]:
@@ -356,7 +321,7 @@ class LlamaEngine:
             raise UserError(f"two of the options {list(options)} begin with the same token for {self.name}")
         tokens = [self.chat_tokens(p) for p in prompts]
         choices: list[Choice] = []
-        greedy = self._sampler(Sampling(temperature=0), 0)
+        greedy = Drawing(Sampling(temperature=0))
         for block in self._blocks(tokens, reason + 1 if reason else 0):
             logps = {}
             for sequence, _, logits in self._prefill([tokens[i] for i in block], reason + 1 if reason else 0):
@@ -366,11 +331,12 @@ class LlamaEngine:
             if reason:
                 answers = {i: _Answer(("\n",)) for i in block}
                 self._decode([(firsts[int(logps[i].argmax())], len(tokens[i]), s, True) for s, i in enumerate(block)])
-                live = [_Live(i, s, self._draw(greedy, s), len(tokens[i]) + 1, reason) for s, i in enumerate(block)]
-                for i, piece in self._go_on(live, dict.fromkeys(block, greedy), answers, {}):
+                live = [
+                    _Live(i, s, greedy.next(self._logits(s)), len(tokens[i]) + 1, reason) for s, i in enumerate(block)
+                ]
+                for i, piece in self._go_on(live, dict.fromkeys(block, greedy), answers):
                     reasons[i] += piece
             choices += [Choice(tuple(logps[i].tolist()), tidy_reason(reasons[i])) for i in block]
-        self.C.llama_sampler_free(greedy)
         return choices
 
     def logps(self, tokens: list[int]) -> np.ndarray:
@@ -421,7 +387,7 @@ class _Queue:
         self.open: dict[int, int] = {}  # prompt that is read → answers to it that are not over
         self.held: dict[int, int] = {}  # prompt → its sequence, while answers to it wait
         self.firsts: dict[int, int] = {}  # answer → its first token
-        self.chains, self.answers, self.masks = {}, {}, {}
+        self.drawings, self.answers = {}, {}
 
     def admit(self) -> list[_Live]:
         """The answers that begin now."""
@@ -458,10 +424,11 @@ class _Queue:
             for index, (p, item) in enumerate(part):
                 for k, sampling in enumerate(self.samplings if item[3] else ()):
                     i = p * self.n + k
-                    self.chains[i] = engine._sampler(sampling, sampling.seed + i)
-                    self.masks.update(engine._masks({i: sampling}))
-                    self.answers[i] = _Answer(sampling.stop)
-                    self.firsts[i] = engine._draw(self.chains[i], index, self.masks.get(i))
+                    self.drawings[i], self.answers[i] = (
+                        engine._drawing(sampling, sampling.seed + i),
+                        _Answer(sampling.stop),
+                    )
+                    self.firsts[i] = self.drawings[i].next(engine._logits(index))
 
     def _begin(self, i: int, sequence: int) -> _Live:
         engine, (p, k) = self.engine, divmod(i, self.n)
@@ -476,8 +443,7 @@ class _Queue:
         """Its place and its room are free."""
         p, k = divmod(answer.i, self.n)
         self.free.append(answer.sequence)
-        self.engine.C.llama_sampler_free(self.chains.pop(answer.i))
-        self.answers.pop(answer.i), self.masks.pop(answer.i, None)
+        self.drawings.pop(answer.i), self.answers.pop(answer.i)
         self.room += self.samplings[k].max_tokens
         self.open[p] -= 1
         if not self.open[p]:

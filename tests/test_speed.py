@@ -65,12 +65,12 @@ def test_an_answer_is_drawn_far_faster_than_llama_cpps_samplers_do(engine):
     from toolkit.engines.drawing import Drawing
 
     C, drawing = engine.C, Drawing(Sampling())
-    engine._decode([(token, at, 0, at == 3) for at, token in enumerate(engine.tokenize("A bell rang twice.")[:4])])
+    *_, (_, at, _) = engine._prefill([engine.tokenize("A bell rang twice.")], 0)
     chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
     for part in (C.llama_sampler_init_min_p(0.05, 1), C.llama_sampler_init_temp(0.8), C.llama_sampler_init_dist(1)):
         C.llama_sampler_chain_add(chain, part)
-    theirs = spent(lambda: [C.llama_sampler_sample(chain, engine.ctx, 3) for _ in range(200)])
-    assert theirs > 2 * spent(lambda: [drawing.next(engine._logits(3)) for _ in range(200)])
+    theirs = spent(lambda: [C.llama_sampler_sample(chain, engine.ctx, at) for _ in range(200)])
+    assert theirs > 2 * spent(lambda: [drawing.next(engine._logits(at)) for _ in range(200)])
     C.llama_sampler_free(chain)
 
 

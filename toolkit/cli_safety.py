@@ -215,13 +215,14 @@ def subject(spec: str, args, out: Path):
     from toolkit.safety_report import Subject
 
     model, adapter = parts(spec)
+    name = _told(model) + (f" + {'/'.join(adapter.parts[-3:])}" if adapter else "")
     room = max(4096, 16 * args.max_tokens + 4096)  # 16 answers are written side by side, beside their requests
     card = Path(model) / "export" / "stage.json"  # a stage's key tells runs apart whose files begin and end alike
     base = json.loads(card.read_text(encoding="utf-8"))["key"] if card.is_file() else writer_weights(model)
     if adapter is None or adapter.suffix == ".gguf":
         check_engine(model, adapter)
         identity = base + (f"+{digest([adapter])}" if adapter else "")
-        return Subject(spec, identity, lambda: load_engine(model, n_ctx=room, lora=adapter, on=args.on))
+        return Subject(name, identity, lambda: load_engine(model, n_ctx=room, lora=adapter, on=args.on))
     weights = adapter / "adapter_model.safetensors"
     if not weights.is_file():
         raise UserError(f"no adapter in {adapter}", "name a folder with adapter_model.safetensors, or a .gguf adapter")
@@ -240,7 +241,12 @@ def subject(spec: str, args, out: Path):
             made.with_suffix(".partial").rename(made)
         return load_engine(below.gguf, n_ctx=room, lora=made, on=args.on)
 
-    return Subject(spec, identity, opening)
+    return Subject(name, identity, opening)
+
+
+def _told(path) -> str:
+    """A model's name for people: a path's last part, everything else as it was given."""
+    return Path(path).resolve().name if Path(path).exists() else str(path)
 
 
 def parts(spec: str) -> tuple[str, Path | None]:

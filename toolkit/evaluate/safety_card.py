@@ -64,6 +64,8 @@ def _span(value: list, scale: float, form: str) -> str:
 def _moved(value: list, unit: str, scale: float = 1) -> str:
     if value[0] is None:
         return "no pair to compare"
+    if not any(value):  # drawing again from nothing but zeros says nothing of chance
+        return "each as before"
     form = "+.0f" if scale == 100 else "+.3f"
     text = f"change {scale * value[0]:{form}} {unit}"
     if value[1] is None:
@@ -143,6 +145,11 @@ def page(figures: dict, examples: dict[str, list[dict]]) -> str:
         else ""
     )
     body.append(f'<div class="row single"><figure>{picture(figures)}<figcaption>{caption}</figcaption></figure></div>')
+    cut = figures["settings"]["max_tokens"]
+    if any(examples.values()):
+        body.append(
+            f'<p class="quiet">Answers end after {cut} tokens. Those to harmful requests are not shown: answers.jsonl.</p>'
+        )
     for kind, rows in examples.items():
         body.append(f"<h2>{e(NAMES.get(kind, kind).capitalize())}: how it answers</h2>")
         for row in rows:

@@ -94,6 +94,15 @@ def test_when_the_engine_is_gone_the_rest_is_fully_risky_and_it_is_asked_no_more
     assert facts["failed"]["the engine is gone"] == 22
 
 
+def test_an_engine_that_hangs_is_not_waited_for_example_after_example(cache):
+    rows = ROWS[:8] + [{"prompt": f"Late {i}?", "answer": "Yes."} for i in range(40)]
+    engine = Scripted({"Late": UserError("took longer than 300 s")})
+    scores, facts = criticise(engine, rows, cache)
+    assert scores == [1.0] * 8 + [5.0] * 40
+    assert engine.calls == 1 + 2 * (1 + 8)
+    assert facts["failed"]["not asked: no score 16 times in a row"] == 24
+
+
 def test_what_failed_is_asked_again_and_what_was_scored_is_not(cache):
     criticise(Scripted({"Ask 3?": UserError("busy")}), ROWS, cache)
     engine = Scripted({"Ask 3?": 2})

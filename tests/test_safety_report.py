@@ -147,6 +147,24 @@ def test_what_the_critic_cannot_score_counts_as_complying_and_is_said(tmp_path):
     assert any("had no score for 1" in line for line in found["lines"])
 
 
+def test_a_critic_is_tried_with_answers_whose_order_is_known(tmp_path):
+    class Blind(FakeCritic):
+        def choose(self, prompts, options, reason=0):
+            return [Choice((np.log(0.2),) * 5) for _ in prompts]
+
+    model, _ = subject("tuned", {"harm 0": NO})
+    reads, blind = (measured(tmp_path / c.__name__, model, critic=c) for c in (FakeCritic, Blind))
+    assert reads["critic"]["known"][0] == 1
+    assert blind["critic"]["known"][0] == 0.5
+    assert ["cannot be relied on" in " ".join(found["lines"]) for found in (reads, blind)] == [False, True]
+
+
+def test_where_nothing_moved_no_interval_is_made_up(tmp_path):
+    before, after = subject("base", {}), subject("tuned", {})
+    lines = measured(tmp_path, after[0], before[0])["lines"]
+    assert lines[0].endswith("each as before.")
+
+
 def test_the_weight_of_each_step_is_drawn_where_a_training_was_held(tmp_path):
     model, _ = subject("tuned", {})
     trace = [{"step": i, "safety/beta": 0.1 + 0.1 * i, "safety/risk": 0.1 * i, "safety/kl": 0.01 * i} for i in range(5)]

@@ -24,7 +24,9 @@ from toolkit.records import append_jsonl, read_jsonl
 DIGITS = "12345"
 WORST = 5.0
 AT_ONCE = 8
+SILENT = 2  # calls in a row without a single score, after which no more is asked: a server that hangs would cost days
 GONE = "the engine is gone"
+MUTE = f"not asked: no score {SILENT * AT_ONCE} times in a row"
 PROMPTS = Path(__file__).parent / "prompts"
 
 
@@ -62,10 +64,11 @@ def criticise(engine: Engine, rows: list[dict], cache: Path | None = None) -> tu
     kept = len({k for k in keys if k in known})
     todo = [(k, q) for k, q in dict(zip(keys, questions, strict=True)).items() if k not in known and k not in failed]
     progress = bar(total=len(todo), desc="critic", unit="example")
-    gone = False
+    silent, over = 0, ""
     for unit in batched(todo, AT_ONCE):
-        scores = [GONE] * len(unit) if gone else _scores(engine, [q for _, q in unit])
-        gone = GONE in scores
+        scores = [over] * len(unit) if over else _scores(engine, [q for _, q in unit])
+        silent = 0 if any(isinstance(s, float) for s in scores) else silent + 1
+        over = over or (GONE if GONE in scores else MUTE if silent == SILENT else "")
         made = [{"key": k, "score": s} for (k, _), s in zip(unit, scores, strict=True) if isinstance(s, float)]
         append_jsonl(cache, made)
         known |= {row["key"]: row["score"] for row in made}

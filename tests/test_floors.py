@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "toolkit"
 TRADES = ("reward", "preference", "feedback", "safety", "evaluate", "export")
 FLOORS = [
-    ("errors", "records", "progress", "stats", "hardware", "people", "prompts"),
+    ("errors", "records", "progress", "stats", "hardware", "people", "prompts", "together"),
     ("recipe", "pace"),
     ("engines", "models", "narrative", "greeting"),
     TRADES,

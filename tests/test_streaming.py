@@ -95,6 +95,7 @@ def test_80_000_candidates_stream_through_bounded_memory_in_linear_time(tmp_path
     done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
+    print(found)  # pytest -s shows it
     print(found, done.stderr)
     assert found["pairs"] == 2000
     assert found["grown_mb"] < 100

@@ -186,11 +186,15 @@ def _run(args) -> None:
         else:
             print(show_plan(recipe, out, args.until))
         return
+    from toolkit import together
     from toolkit.runner import run_recipe
 
-    if not args.no_fit:
+    first = together.rank() == 0
+    if not args.no_fit and first:
         cli_machine.check(recipe, out, args.until)
     made = run_recipe(recipe, out, args.until)
+    if not first:  # one of several that train together: the first speaks
+        return
     if args.json:
         stages = json.loads((out / "manifest.json").read_text())["stages"]
         print(json.dumps({"recipe": recipe.name, "out": str(out), "made": str(made), "stages": stages}))

@@ -84,12 +84,19 @@ class CandidatesSettings:
     repeat_penalty: float = setting(1.05, "1 is off", low=0.5, high=3)
     angles: bool = setting(False, "each draft of a premise is asked from another angle, so that the pool is wider")
     max_tokens: int = setting(160, "longest draft", low=16)
+    writer: str = setting(
+        "base",
+        "engine: base (the recipe's own model, through llama.cpp), http addresses with commas between them that serve it, or "
+        "what ratings.rater takes",
+    )
 
 
 @dataclass(frozen=True)
 class RatingsSettings:
     rater: str = setting(
-        "base", "engine: base (the model that writes), embedded, a .gguf file, an http address, a folder or hub id"
+        "base",
+        "engine: base (the model that writes), embedded, a .gguf file, an http address or several with commas between them, a "
+        "folder or hub id",
     )
     reason: int = setting(12, "tokens of each merit and fault named; 0 names none", low=0, high=200)
     check: int = setting(12, "held-out plots on which the rater is tested against their own damage; 0 skips", low=0)

@@ -15,6 +15,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from toolkit.hardware import (
 from toolkit.pace import estimate
 from toolkit.progress import say
 from toolkit.recipe import SHIPPED, WEIGHTED, Recipe, load_recipe
+from toolkit.together import Processes
 
 CARD = "stage.json"
 
@@ -48,6 +50,11 @@ class Stage:
     function: Callable[[Recipe, "Work"], dict]
     needs: tuple[str, ...]
     settings: tuple[str, ...]
+
+    def together(self, recipe: Recipe) -> bool:
+        """Whether the processes of a launch do it together; any other stage the first one does alone. A training that is held
+        by risk is one of those: what it is held by is known to one process."""
+        return self.function is S.dpo and recipe.safety.signal == "none"
 
 
 STAGES = (
@@ -210,6 +217,9 @@ def stage_keys(recipe: Recipe) -> dict[str, str]:
         }
         if "probe" in recipe.safety.asks and "safety.probe" in stage.settings:
             part["probe"] = _probe_of(recipe)
+        if stage.name == "candidates" and recipe.candidates.writer == "base":
+            # a run has the keys it had before there was a choice
+            del part["settings"]["candidates"]["writer"], part["files"]["candidates.writer"]
         if stage.name == "pairs" and recipe.task == "plot" and recipe.pairs.file:
             part["skip_bad_lines"] = recipe.premises.skip_bad_lines
         keys[stage.name] = hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:20]
@@ -236,6 +246,7 @@ _FILES = (
     "model.id",
     "deviation.semantic",
     "deviation.style",
+    "candidates.writer",
     "ratings.rater",
     "evaluate.judge",
     "evaluate.people",
@@ -328,6 +339,8 @@ def run_recipe(recipe: Recipe, out: Path, until: str = "") -> Path:
     Args:
         until: stop after the stage of this name, and return its folder.
 
+    Of several processes (toolkit.together) the first does this; the others train with it where a stage is trained together.
+
     Raises UserError when there is no such stage, the folder cannot be written, another run works in it, or the disk is
     full (what was made stays, and the next run goes on from it).
     """
@@ -338,6 +351,27 @@ def run_recipe(recipe: Recipe, out: Path, until: str = "") -> Path:
     for model in (recipe.deviation.semantic, recipe.deviation.style, "minilm" if found == "auto" else found):
         check_embedding(model)  # it is needed late: a name that leads nowhere is told now
     _check_asked(recipe)
+    with Processes() as processes:
+        if processes.rank:
+            return _join(recipe, out, until, processes)
+        return _run(recipe, out, until, processes)
+
+
+def _join(recipe: Recipe, out: Path, until: str, processes: Processes) -> Path:
+    """What a process does that is not the first of its launch: train where all do."""
+    names = tuple(s.name for s in plan(recipe))
+    for stage in _up_to(recipe, until):
+        if stage.together(recipe) and processes.told(stage.name) == "together":
+            partial = out / f"{stage.name}.partial"
+            if not partial.is_dir():
+                raise UserError(f"no folder {partial} here", "--out must be on a disk that all machines share")
+            with processes.together(stage.name):
+                stage.function(recipe, Work(out, partial, names))
+            release_memory()
+    return out
+
+
+def _run(recipe: Recipe, out: Path, until: str, processes: Processes) -> Path:
     require_writable(out)
     require_disk(out, 2000, "a run")
     with _only_one(out):
@@ -349,14 +383,17 @@ def run_recipe(recipe: Recipe, out: Path, until: str = "") -> Path:
             title = f"[{number}/{len(stages)}] {stage.name:<11}"
             if stands(out / stage.name, keys[stage.name]):
                 say(f"{title} stands, skipped")
+                processes.tell(stage.name, "stands")
                 continue
             if other := _find_elsewhere(out, stage.name, keys[stage.name]):
                 _link_tree(other, out / stage.name)
                 say(f"{title} taken from {other.parent}")
+                processes.tell(stage.name, "stands")
                 continue
             expected = getattr(estimates.get(stage.name), "seconds", None)
             say(f"{title} {stage.does}" + (f", about {_clock(expected)}" if expected and expected > 5 else ""))
-            seconds = _do(stage, recipe, keys[stage.name], out, names)
+            seconds = _do(stage, recipe, keys[stage.name], out, names, processes)
+            processes.tell(stage.name, "stands")
             say(f"{'':17}{seconds:.0f} s")
             _write_manifest(out, recipe, names)
         _write_manifest(out, recipe, names)
@@ -388,7 +425,7 @@ def stands(folder: Path, key: str) -> bool:
         return False
 
 
-def _do(stage: Stage, recipe: Recipe, key: str, out: Path, names: tuple[str, ...]) -> float:
+def _do(stage: Stage, recipe: Recipe, key: str, out: Path, names: tuple[str, ...], processes: Processes) -> float:
     partial, final = out / f"{stage.name}.partial", out / stage.name
     mark = partial / ".key"
     if stands(partial, key):  # killed after the work, before the renaming
@@ -401,7 +438,7 @@ def _do(stage: Stage, recipe: Recipe, key: str, out: Path, names: tuple[str, ...
     mark.write_text(key)
     started = time.monotonic()
     try:
-        with PeakMemory() as memory:
+        with PeakMemory() as memory, processes.together(stage.name) if stage.together(recipe) else nullcontext():
             facts = stage.function(recipe, Work(out, partial, names))
     except Exception as error:
         if _disk_is_full(error):

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 
+from toolkit import together
 from toolkit.errors import UserError
 from toolkit.progress import bar, batched, say
 from toolkit.recipe import SHIPPED, WEIGHTED, Recipe
@@ -154,9 +155,11 @@ def candidates(recipe: Recipe, work) -> dict:
     samplings = _samplings(recipe)
     angles = recipe.candidates.angles
     calls = len(set(samplings)) if angles else 1  # drafts from angles are a call for each temperature
-    units = list(batched(todo, max(1, 16 * calls // len(samplings))))
+    writer = recipe.candidates.writer
+    servers = len(writer.split(",")) if writer.startswith("http") else 1
+    units = list(batched(todo, max(1, 16 * servers * calls // len(samplings))))  # 16 are written side by side
     done = sum(1 for _ in each_jsonl(work.out / "units.jsonl"))
-    engine = load_engine(base_of(work).gguf)
+    engine = load_engine(base_of(work).gguf if writer == "base" else writer)
     if angles:
         engine = Angled(engine)
     progress = bar(total=len(todo), desc="candidates", unit="premise", initial=sum(len(u) for u in units[:done]))
@@ -179,7 +182,7 @@ def ratings(recipe: Recipe, work) -> dict:
     """ratings.jsonl, one line a candidate as it is rated; check.jsonl: the rater against damage of known order."""
     from toolkit.engines.load import load_engine
     from toolkit.engines.remembered import remembered
-    from toolkit.feedback.ratings import check_rater, rate_plot
+    from toolkit.feedback.ratings import check_rater, rate_plots
 
     drafts = work.of("candidates") / "candidates.jsonl"
     path, check_path = work.out / "ratings.jsonl", work.out / "check.jsonl"
@@ -187,9 +190,10 @@ def ratings(recipe: Recipe, work) -> dict:
     rater = base_of(work).gguf if recipe.ratings.rater == "base" else recipe.ratings.rater
     engine = remembered(load_engine(rater), rater)
     progress = bar(total=count, desc="ratings", unit="plot", initial=done)
-    for plot in islice(each_jsonl(drafts, Plot), done, None):
-        append_jsonl(path, [rate_plot(engine, plot, recipe.ratings.reason)])
-        progress.update(1)
+    servers = len(str(rater).split(",")) if str(rater).startswith("http") else 0
+    for plots in batched(islice(each_jsonl(drafts, Plot), done, None), 4 * servers or 1):
+        append_jsonl(path, rate_plots(engine, plots, recipe.ratings.reason))
+        progress.update(len(plots))
     progress.close()
     made = read_jsonl(work.of("premises") / "plots.jsonl", Plot)
     facts = {"rated": count, "rater": engine.name, "merge": "balanced", "known": getattr(engine, "known", 0)}
@@ -412,9 +416,11 @@ def dpo(recipe: Recipe, work) -> dict:
         own = recipe.pairs.file  # an answer may stand under several prompts there, with another weight in each
         weights = [found[_prompt_id(p), text_id(p.chosen)] if own else found[p.premise_id, p.chosen_id] for p in rows]
     holds, told = hold_rows(recipe, work, [(p.prompt, p.chosen) for p in rows])
-    wire = _tripwire(recipe, work, rows)
+    wire = None if together.rank() else _tripwire(recipe, work, rows)
     given = {"deviation": weights, "tripwire": wire, "held": holds}
     facts = train_dpo(base_of(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed, **given) | told
+    if together.rank():  # one of several that train together: the first writes
+        return {}
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     if weights:
         facts["weights"] = {"mean": round(sum(weights) / len(weights), 3), "zero": sum(w == 0 for w in weights)}

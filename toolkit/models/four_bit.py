@@ -235,7 +235,7 @@ def load_mixture(config, folder: Callable[[], Path], kind, dtype: torch.dtype) -
     source = folder()
     whole = net if kind is AutoModelForCausalLM else skeleton(deepcopy(config), AutoModelForCausalLM, dtype)
     parts = quantised_parts(source, whole)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     for part in parts:
         with safe_open(part, "pt", device=str(device)) as file:
             names = set(file.keys())
@@ -302,7 +302,7 @@ def _as_loaded(net, source: Path, device, dtype: torch.dtype):
     net.hf_quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=True)
     net.hf_quantizer.postprocess_model(net)
     net.quantization_method = settings.quant_method
-    net.hf_device_map = {"": 0 if device.type == "cuda" else "cpu"}
+    net.hf_device_map = {"": device.index if device.type == "cuda" else "cpu"}
     if net.can_generate() and (source / "generation_config.json").is_file():
         net.generation_config = GenerationConfig.from_pretrained(source)
     return net.requires_grad_(False).eval()

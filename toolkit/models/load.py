@@ -133,7 +133,10 @@ def _load_mixture(model: Model, config, kind, dtype: torch.dtype, scoring: bool)
 def _load_plain(model: Model, kind, chosen: torch.dtype, four_bit: bool, scoring: bool):
     from transformers import BitsAndBytesConfig
 
-    kwargs = {"dtype": chosen, "device_map": {"": 0} if torch.cuda.is_available() else {"": "cpu"}}
+    kwargs = {
+        "dtype": chosen,
+        "device_map": {"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"},
+    }
     if four_bit:
         kwargs["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,

@@ -1,12 +1,15 @@
 """What every training stage shares: one Trainer set-up that resumes, a progress bar with time left, metrics on disk."""
 
 import json
+import math
 import os
 from pathlib import Path
 
+import torch
 from transformers import TrainerCallback
 
-from toolkit.errors import ProofError
+from toolkit import together
+from toolkit.errors import ProofError, UserError
 from toolkit.models.audit import require_four_bit
 from toolkit.models.load import load_model, lora_config, pick_dtype, prepare_four_bit, wear, weights_folder
 from toolkit.models.resolve import Model
@@ -22,8 +25,6 @@ def trainer_settings(out: Path, *, seed: int, save_every: int, **more) -> dict:
 
     The same seed, data and machine give the same weights whether or not the run was interrupted (CPU).
     """
-    import torch
-
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / TENSORBOARD)
     return {
         "output_dir": str(out / CHECKPOINTS),
@@ -40,6 +41,7 @@ def trainer_settings(out: Path, *, seed: int, save_every: int, **more) -> dict:
         "remove_unused_columns": False,
         "lr_scheduler_type": "linear",
         "max_grad_norm": 1.0,
+        "ddp_timeout": together.PATIENCE,
         **more,
     }
 
@@ -92,11 +94,23 @@ def in_float32(model) -> None:
 
 
 def passes(settings) -> dict:
-    """What a recipe section's batch, accumulate, epochs and lr mean to a trainer. Checkpointing is switched on at the model."""
+    """What a recipe section's batch, accumulate, epochs and lr mean to a trainer. Checkpointing is switched on at the model.
+
+    Several processes share what the recipe calls a step, so that their number changes nothing. Raises UserError where a step
+    cannot be shared evenly.
+    """
+    processes = together.count()
+    rows = settings.batch * settings.accumulate
+    if rows % processes:
+        raise UserError(
+            f"{processes} processes cannot share a step of {rows} (batch {settings.batch} × accumulate {settings.accumulate})",
+            "start as many processes as divide it, or change batch or accumulate",
+        )
+    batch = math.gcd(settings.batch, rows // processes)
     return {
         "save_every": settings.save_every,
-        "per_device_train_batch_size": settings.batch,
-        "gradient_accumulation_steps": settings.accumulate,
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": rows // processes // batch,
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.lr,
         "gradient_checkpointing": False,
@@ -117,15 +131,16 @@ class Log(TrainerCallback):
         self.path, self.desc, self.show, self.bar = out / METRICS, desc, show, None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        rows = read_metrics(self.path.parent)
-        self.path.write_text("".join(json.dumps(r) + "\n" for r in rows if r["step"] <= state.global_step))
+        if state.is_world_process_zero:
+            rows = read_metrics(self.path.parent)
+            self.path.write_text("".join(json.dumps(r) + "\n" for r in rows if r["step"] <= state.global_step))
         self.bar = bar(total=state.max_steps, desc=self.desc, unit="step", initial=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update(1)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "train_runtime" not in logs:
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
             if self.show in logs:
                 self.bar.set_postfix_str(f"{self.show} {float(logs[self.show]):.3f}", refresh=False)
             with self.path.open("a") as file:
@@ -134,6 +149,18 @@ class Log(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
+
+
+class Agree(TrainerCallback):
+    """Of several processes only the first sees what it decides by: whether to stop, it tells the others. Stands behind the
+    callbacks that decide."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if together.count() > 1:
+            told = torch.tensor(float(control.should_training_stop), device=next(model.parameters()).device)
+            torch.distributed.broadcast(told, 0)
+            control.should_training_stop = bool(told)
+        return control
 
 
 class FirstGradients(TrainerCallback):

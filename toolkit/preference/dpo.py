@@ -10,7 +10,16 @@ from toolkit.errors import ProofError, UserError
 from toolkit.models.anchor import Anchor, Held, trace
 from toolkit.models.load import fingerprint, load_tokenizer
 from toolkit.models.resolve import Model, digest
-from toolkit.models.training import FirstGradients, Log, in_float32, last_checkpoint, passes, policy, trainer_settings
+from toolkit.models.training import (
+    Agree,
+    FirstGradients,
+    Log,
+    in_float32,
+    last_checkpoint,
+    passes,
+    policy,
+    trainer_settings,
+)
 from toolkit.models.unsloth_road import FROM_ADAPTER, OWN_LOSS, take
 from toolkit.preference.tripwire import Tripwire
 from toolkit.progress import say
@@ -45,7 +54,7 @@ def train_dpo(
         held: what holds each pair's chosen answer to the safe reference besides (preference.trainer.trainer_for).
 
     Returns:
-        Facts: pairs used and left out, steps, first and last loss, margin and accuracy, the tripwire's, and beta and kl where held.
+        Facts (of several processes only the first has any): pairs used and left out, steps, first and last loss, margin and accuracy, the tripwire's, and beta and kl where held.
 
     Raises:
         UserError: no pair is short enough, every pair weighs nothing, or router_aux is asked of a model without routers.
@@ -129,12 +138,16 @@ def train_dpo(
             FirstGradients(),
             *([tripwire.callback(tokenizer)] if tripwire else []),
             *([anchor.callback()] if anchor else []),
+            Agree(),
         ],
     )
     trainer.remove_callback(PrinterCallback)
     in_float32(trainer.model)
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
-    trainer.model.save_pretrained(str(out / "adapter"), selected_adapters=["default"])
+    trainer.accelerator.wait_for_everyone()
+    if not trainer.is_world_process_zero():
+        return {}
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(str(out / "adapter"), selected_adapters=["default"])
     history = [h for h in trainer.state.log_history if "loss" in h]
     facts = {
         "loss_kind": settings.loss,

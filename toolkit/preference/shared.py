@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from trl.trainer.utils import use_adapter
 
@@ -234,6 +235,7 @@ def shared_trainer_for(loss: str, odds: float, out: Path, reference: str):
             self._base = self.model.get_base_model()
             self._start, self._kept, self._room = lowest_adapted(self._base), {}, KEPT
             self._known = {row["key"]: (row["chosen"], row["rejected"]) for row in read_jsonl(out / FILE)}
+            self._new: list[dict] = []  # rows of FILE that this step makes
             self._layer = sum(
                 p.numel() for n, p in self._base.base_model.layers[0].named_parameters() if "lora_" not in n
             )
@@ -246,7 +248,9 @@ def shared_trainer_for(loss: str, odds: float, out: Path, reference: str):
                 {"pairs": inputs["pairs"][i : i + 1], "weights": inputs["weights"][i : i + 1], "of": count}
                 for i in range(count)
             ]
-            return sum(super(SharedTrainer, self).training_step(model, one, num_items_in_batch) for one in ones)
+            loss = sum(super(SharedTrainer, self).training_step(model, one, num_items_in_batch) for one in ones)
+            self._keep_references()
+            return loss
 
         def floating_point_ops(self, inputs):
             return 0  # counted by columns that these inputs do not have; nobody reads it
@@ -276,9 +280,15 @@ def shared_trainer_for(loss: str, odds: float, out: Path, reference: str):
                 with torch.no_grad(), use_adapter(peft, "ref" if "ref" in peft.peft_config else None):
                     sums = self._sums(peft, rows, states)[:, 0].tolist()
                 self._known[key] = tuple(sums)
-                if self.accelerator.is_main_process:
-                    append_jsonl(out / FILE, [{"key": key, "chosen": sums[0], "rejected": sums[1]}])
+                self._new.append({"key": key, "chosen": sums[0], "rejected": sums[1]})
             return torch.tensor(self._known[key], device=self.accelerator.device)[:, None]
+
+        def _keep_references(self) -> None:
+            """What this step found of the reference: to the disk, and to the other processes, which may get the pair next time."""
+            found, self._new = gather_object(self._new), []
+            self._known |= {row["key"]: (row["chosen"], row["rejected"]) for row in found}
+            if found and self.accelerator.is_main_process:
+                append_jsonl(out / FILE, found)
 
         def _sums(self, model, rows: list[Row], states: list) -> torch.Tensor:
             """(2, 1): log-probability of the chosen and of the rejected answer."""

@@ -26,6 +26,7 @@ from toolkit.recipe import (
     PairwiseSettings,
     Recipe,
     RewardSettings,
+    SafetySettings,
     SftSettings,
     TripwireSettings,
 )
@@ -51,6 +52,7 @@ def recipe(model: ModelSettings, **sections) -> Recipe:
 F32 = ModelSettings(dtype="float32")
 NF4 = ModelSettings(dtype="float32", four_bit=True)
 MOE = ModelSettings(id="embedded-moe", dtype="float32", four_bit=True)
+HELD = SafetySettings(signal="constant")
 DPO = DpoSettings(lora=LAST, batch=2, accumulate=1, gradient_checkpointing=False)
 CASES = {
     "load": Case("load", 0, recipe(F32)),
@@ -80,6 +82,14 @@ CASES = {
             tripwire=TripwireSettings(every=0),
         ),
     ),
+    "dpo-held": Case("dpo", 240, recipe(F32, dpo=DPO, safety=HELD)),
+    "sft-held": Case(
+        "sft",
+        320,
+        recipe(
+            F32, task="instruct", align="sft", sft=SftSettings(lora=LAST, gradient_checkpointing=False), safety=HELD
+        ),
+    ),
     "dpo-moe-nf4": Case("dpo", 240, recipe(MOE, dpo=DpoSettings(lora=ATTENTION, batch=1, accumulate=1))),
 }
 
@@ -88,11 +98,30 @@ def text(tokens: int) -> str:
     return "The" + WORD * (tokens - 1)
 
 
+def template() -> int:
+    """Tokens of a prompt of `pairs` with the chat template around it."""
+    from toolkit.models.load import load_tokenizer
+    from toolkit.models.resolve import resolve
+
+    asked = [{"role": "user", "content": "Write 0."}]
+    return len(
+        load_tokenizer(resolve("embedded")).apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    )
+
+
 def pairs(tokens: int, count: int = 8):
+    """Pairs whose longer text has `tokens` tokens with prompt and template (two end the answer's turn)."""
     from toolkit.records import PreferencePair
 
-    room = tokens - 60  # the prompt's, and the template's
-    return [PreferencePair(f"Write {i}.", text(room + i % 2), text(room + 1 - i % 2)) for i in range(count)]
+    room = tokens - template() - 2
+    return [PreferencePair(f"Write {i}.", text(room - i % 2), text(room - 1 + i % 2)) for i in range(count)]
+
+
+def held(recipe: Recipe):
+    """What holds each of the `pairs` to its reference, or None."""
+    from toolkit.models.anchor import Held
+
+    return None if recipe.safety.signal == "none" else Held([1.0] * 8, recipe.safety)
 
 
 def work(case: Case, out: Path) -> None:
@@ -107,11 +136,12 @@ def work(case: Case, out: Path) -> None:
     elif case.stage == "dpo":
         from toolkit.preference.dpo import train_dpo
 
-        train_dpo(model, pairs(case.tokens), replace(r.dpo, epochs=0.5), r.model, out)
+        train_dpo(model, pairs(case.tokens), replace(r.dpo, epochs=0.5), r.model, out, held=held(r))
     elif case.stage == "sft":
         from toolkit.models.sft import train_sft
 
-        train_sft(model, [(p.prompt, p.chosen) for p in pairs(case.tokens)], replace(r.sft, epochs=1), r.model, out)
+        rows = [(p.prompt, p.chosen) for p in pairs(case.tokens)]
+        train_sft(model, rows, replace(r.sft, epochs=1), r.model, out, held=held(r))
     elif case.stage == "pairwise":
         from toolkit.reward.pairwise import train_pairwise
 
@@ -144,6 +174,10 @@ def predict(case: Case) -> dict[str, float]:
     class Known(Run):
         def tokens(self, stage: str) -> int:
             return case.tokens
+
+        def pair(self) -> tuple[int, int, int]:
+            prompt = template()
+            return prompt, case.tokens - prompt, case.tokens - prompt - 1
 
     run = Known(case.recipe, 0.0)
     if case.stage == "load":
@@ -187,13 +221,14 @@ def of_run(folder: Path) -> None:
         recipe = load_recipe(str(Path(made) / "recipe.yaml"))
     run = Run(recipe, 0.0)
     print("| stage | measured GiB | predicted GiB | off |\n|---|---|---|---|")
-    for stage in plan(recipe):
-        if (card := folder / stage.name / CARD).is_file():
-            peak, told = json.loads(card.read_text())["peak_gb"], sum(run.use(stage.name).ram.values())
+    names = [stage.name for stage in plan(recipe)]
+    for at, name in enumerate(names):
+        if (card := folder / name / CARD).is_file():
+            peak, told = json.loads(card.read_text())["peak_gb"], sum(run.use(name, names[:at]).ram.values())
             print(
-                f"| {stage.name} | {peak:.2f} | {told:.2f} | {told / peak - 1:+.0%} |"
+                f"| {name} | {peak:.2f} | {told:.2f} | {told / peak - 1:+.0%} |"
                 if peak > 0.2
-                else f"| {stage.name} | under 0.2 | {told:.2f} | |"
+                else f"| {name} | under 0.2 | {told:.2f} | |"
             )
 
 

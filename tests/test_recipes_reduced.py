@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from mixtures import convert_here
 
 from toolkit.fit import fit
 from toolkit.models.load import load_tokenizer
@@ -16,6 +17,8 @@ from toolkit.records import PreferencePair
 from toolkit.runner import plan
 
 RECIPES = sorted(p.stem for p in recipes_folder().glob("*.yaml"))
+# one recipe a model: what an export does depends on the architecture
+EXPORTED = {load_recipe(n).model.id: n for n in reversed(RECIPES)}.values()
 ON_CPU = [n for n in RECIPES if load_recipe(n).model.id == "embedded"]
 CARDS = {"t4": 15.0, "12gb": 12.0, "16gb": 16.0}
 ATTENTION, MLP = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
@@ -80,7 +83,7 @@ def small(recipe):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_one_step_of_every_training_stage(name, reduced, tmp_path):
+def test_one_step_of_every_training_stage_and_the_export(name, reduced, tmp_path, monkeypatch):
     recipe = small(load_recipe(name))
     base = resolve(str(reduced(recipe.model.id)))
     stages, weights = {s.name for s in plan(recipe)}, recipe.model
@@ -113,9 +116,24 @@ def test_one_step_of_every_training_stage(name, reduced, tmp_path):
     moved = _tensors(tmp_path / recipe.align / "adapter")
     assert moved
     assert any(t.abs().max() > 0 for n, t in moved.items() if "lora_B" in n)
+    if name in EXPORTED:
+        _export(base, tmp_path / recipe.align / "adapter", recipe, tmp_path / "export", monkeypatch)
     if not start:
         wears = {n.split(".lora_")[0].rsplit(".", 1)[-1] for n in moved}
         assert wears == ATTENTION | (set() if recipe.model.kind == "moe" else MLP)
+
+
+def _export(base, adapter, recipe, out, monkeypatch):
+    """The `model` and `export` stages, as the recipe asks for them, and the proof that comes with the latter."""
+    from toolkit.export.export import export_model
+
+    monkeypatch.setattr("toolkit.export.export.convert", convert_here)
+    out.mkdir()
+    gguf = out.with_name("base.gguf")
+    convert_here(base.weights, gguf)
+    card = export_model(Model(base.id, base.weights, gguf), adapter, recipe.name, recipe.export, recipe.model, out)
+    assert card["proof"]["mean_change_from_base"] > 0
+    assert (out / "adapter.gguf").is_file()
 
 
 def _train_reward(base, recipe, out):

@@ -111,7 +111,7 @@ def fit(
         recipe.model.id,
         run.sizes.total,
         run.sizes.active,
-        tuple(_stage(name, run.use(name)) for name in names),
+        tuple(_stage(name, run.use(name, names[:at])) for at, name in enumerate(names)),
         vram,
         ram,
         disk,
@@ -132,11 +132,11 @@ def _what_helps(recipe: Recipe, found: Fit, run: Run) -> Iterator[Help]:
     for change, sets, changed in changes(recipe):
         if not sets:
             continue
-        again = Run(changed, found.has_vram, run)
+        again, names = Run(changed, found.has_vram, run), [s.name for s in found.stages]
         stages = []
-        for stage in found.stages:
+        for at, stage in enumerate(found.stages):
             tight = any(stage.peak(w) > getattr(found, f"has_{w}") * (1 - MARGIN) for w in WHERE)
-            stages.append(_stage(stage.name, again.use(stage.name)) if tight else stage)
+            stages.append(_stage(stage.name, again.use(stage.name, names[:at])) if tight else stage)
         then = dataclasses.replace(found, stages=tuple(stages), has_disk=None)
         gained = sum(found.peak(w) - then.peak(w) for w in found.short() if w in WHERE)
         if gained > 0.01:
@@ -174,7 +174,9 @@ def changes(recipe: Recipe) -> Iterator[tuple[str, tuple[str, ...], Recipe]]:
         yield to("one answer a forward pass", ["grpo"], mini_batch=1)
         yield to("half as many requests a round", ["grpo"], batch=max(1, recipe.grpo.batch // 2))
     yield to("the judge on the CPU", ["evaluate"], judge_on="cpu")
+    yield to("experts of writers and judges in RAM while they are compared", ["evaluate"], gpu_experts="none")
     yield to("no tripwire", ["tripwire"], every=0)
+    yield to("not held to the reference, which gives up what `safety` is for", ["safety"], signal="none")
     for share in (0.75, 0.5, 0.25):
         shorter = {n: int(getattr(recipe, n).max_tokens * share) for n in trains}
         new, sets = recipe, []

@@ -7,6 +7,7 @@ hand: CUDA_CONTEXT and HOST are not measured.
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from toolkit.models.load import pick_dtype
 from toolkit.models.resolve import MADE, exported_gguf, resolve
 from toolkit.models.sizes import config_of, count
 from toolkit.recipe import MERGED_BELOW, LoraSettings, Recipe
+from toolkit.runner import plan
 
 GIB = 2**30
 CUDA_CONTEXT = 0.7  # GiB on the card before any tensor: the driver's context and cuBLAS' workspace (not measured)
@@ -25,9 +27,13 @@ HOST = 2.0  # GiB of RAM for CUDA's libraries beside torch (not measured)
 SHARD = 4.6  # GiB: the hub's usual largest file of safetensors
 # GiB of RAM of a process that only runs our code, trains, runs llama.cpp, runs it after a stage that trained
 PLAIN, TRAINS, READS, AFTER = 0.1, 1.06, 0.4, 0.8
+TORCH = ("sft", "reward", "pairwise", "dpo", "grpo", "export")  # stages that load it, whatever the recipe
+LIBRARIES = ("python", "llama.cpp", "python and torch", "CUDA's libraries")
 EMBEDS = 0.35  # GiB of RAM of sentence-transformers and its small model: a tripwire's and the comparison's distances
 GREETING = 200  # tokens of a good greeting, at the longest
 PROMPT = 120  # tokens of a question and the chat template around it, ours at their longest
+TEMPLATE = 20  # tokens of a chat template around a prompt and its answer
+REQUESTS, CURATED = 440, 135  # requests that ship, and pairs of a good and a flawed greeting
 KINDS = 6  # of damage (narrative.damage.HARM)
 CONTEXT = {"writer": 4096, "agent": 8192, "judge": 8192}  # tokens of llama.cpp's cache
 LOOK_ROWS, READ_ROWS = 16, 4  # answers that a tripwire writes and reads at once
@@ -75,15 +81,19 @@ class Run:
         self.dtype = name if recipe.model.dtype != "auto" or not self.gpu else "bfloat16"
         self.each = 4.0 if self.dtype == "float32" else 2.0
 
-    def use(self, stage: str) -> Use:
-        """What `stage` holds. Stages that only move texts hold next to nothing."""
+    def use(self, stage: str, before: Collection[str] = ()) -> Use:
+        """What `stage` holds in a process that has done the stages `before`: libraries stay once they are loaded.
+
+        Stages that only move texts hold next to nothing.
+        """
         use = getattr(self, f"_{stage}", lambda: Use(ram={"python": PLAIN}))()
         if stage in ("sft", "dpo", "grpo") and self.recipe.task != "instruct" and self.recipe.safety.asks:
-            asking = dataclasses.replace(
-                self._risk(), kept=use.kept, scratch=use.scratch
-            )  # before it, in the same stage
-            use = _larger(use, asking)
-        return use
+            use = dataclasses.replace(_most([use, self._risk()]), kept=use.kept, scratch=use.scratch)  # asked before it trains
+        left = (AFTER + HOST * self.gpu) * any(name in TORCH for name in before)
+        if sum(use.ram.get(part, 0.0) for part in LIBRARIES) >= left:
+            return use
+        own = {part: size for part, size in use.ram.items() if part not in LIBRARIES}
+        return dataclasses.replace(use, ram={"left by earlier stages": left, **own})
 
     # ---- training
 
@@ -97,7 +107,7 @@ class Run:
         share = self.sizes.linear + self.sizes.experts
         size, head = self.sizes, job.head
         beside = size.table + size.rest
-        if head != "logprobs":  # no output matrix is loaded, where it is one of its own
+        if head in ("mean", "score"):  # no output matrix is loaded, where it is one of its own
             beside -= 0 if self.tied else size.table // 2
         shrunk = dataclasses.replace(
             size,
@@ -107,7 +117,9 @@ class Run:
             table=beside,
             rest=0,
         )
-        raised = (lora or head != "logprobs") and not size.moe  # peft's preparation of a dense model (models.load)
+        raised = (
+            (lora or head in ("mean", "score")) and not size.moe and self.dtype == "float16"
+        )  # models.load.prepare_four_bit
         weights = shrunk.weights(model.four_bit, self.each, 4.0 if raised else None)
         return Trained(
             weights, step.trainable * 4.0, step.trainable * 8.0, step.activations, step.logits, step.unpacked
@@ -175,21 +187,20 @@ class Run:
         if r.task == "greeting":
             return min(limit, PROMPT + max(GREETING, r.grpo.max_tokens if stage == "dpo" else 0))
         if r.pairs.file:
-            from toolkit.records import read_pairs
-
-            rows = read_pairs(Path(r.pairs.file), r.premises.skip_bad_lines).rows
+            rows = self.own_pairs()
             return self.longest([f"{p.prompt}\n{answer}" for p in rows for answer in (p.chosen, p.rejected)], limit)
         return min(limit, PROMPT + r.candidates.max_tokens)
 
     def longest(self, texts: list[str], limit: int) -> int:
-        """Tokens of the longest text that is not above `limit`, counted where the tokenizer is at hand, else guessed."""
-        tokenizer = self.tokenizer()
+        """Tokens of the longest text that, with the chat template's own, is not above `limit`."""
+        return max((n + TEMPLATE for n in self.lengths(texts) if n + TEMPLATE <= limit), default=limit)
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of each text, counted where the tokenizer is at hand, else guessed."""
+        tokenizer = self.tokenizer() if texts else None
         if tokenizer is None:
-            found = [math.ceil(sum(1.0 if ord(c) > 0x2E80 else 0.3 for c in text)) for text in texts]
-        else:
-            found = [len(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        found = [n + 20 for n in found]  # the chat template's own
-        return max((n for n in found if n <= limit), default=limit)
+            return [math.ceil(sum(1.0 if ord(c) > 0x2E80 else 0.3 for c in text)) for text in texts]
+        return [len(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
     def tokenizer(self):
         """The model's tokenizer where it is on this machine; None elsewhere: nothing is fetched for a count."""
@@ -218,19 +229,80 @@ class Run:
         g, greeting = self.recipe.dpo, self.recipe.task == "greeting"
         tokens = self.tokens("dpo")
         lora = self.recipe.sft.lora if greeting else g.lora
-        found = self.step(
-            2 * g.batch,
-            tokens,
-            lora,
-            answer=tokens - PROMPT // 2,
-            reference=g.loss in ("dpo", "ddpo"),
-            checkpointing=g.gradient_checkpointing,
-        )
+        more = {"reference": g.loss in ("dpo", "ddpo"), "checkpointing": g.gradient_checkpointing}
+        kept = 0.0
+        if self.pairs_apart():
+            found = self.step(2 * g.batch, tokens, lora, answer=tokens - PROMPT // 2, **more)
+        else:
+            found = self.step(1, tokens, lora, passes=self.passes(), **more)
+            kept = self.kept_states(lora)
         beside = ({"reference adapter": found.adapter} if greeting else {}) | self.holding(g.batch * tokens)
         if self.recipe.tripwire.every and not self.recipe.pairs.file:
             beside["reward model"] = self._read_reward(greeting)
         most = self.recipe.grpo.max_tokens if greeting else self.recipe.candidates.max_tokens
-        return self.train(found, beside, {"tripwire's look": self.look(most)})
+        use = self.train(found, beside, {"tripwire's look": self.look(most)})
+        return dataclasses.replace(use, ram={**use.ram, "lower layers' states": kept / GIB}) if kept else use
+
+    def pairs_apart(self) -> str:
+        """Why DPO reads pairs the plain way, both answers padded side by side; "" where a pair is read at once (preference.shared)."""
+        from toolkit.models.unsloth_road import would_take
+        from toolkit.preference.shared import plain_kind
+
+        r = self.recipe
+        if r.safety.signal != "none":
+            return "held by risk"
+        if self.gpu and r.task != "greeting" and r.dpo.loss == "dpo" and would_take(self.config, r.model):
+            return "unsloth"
+        return plain_kind(self.config)
+
+    def pair(self) -> tuple[int, int, int]:
+        """Tokens of prompt, chosen and rejected answer of the largest pair that DPO sees."""
+        rows = self.own_pairs() if self.recipe.pairs.file else []
+        prompts, *answers = (
+            self.lengths([getattr(p, side) for p in rows]) for side in ("prompt", "chosen", "rejected")
+        )
+        seen = [(p + TEMPLATE, c, r) for p, c, r in zip(prompts, *answers, strict=True)]
+        seen = [(p, c, r) for p, c, r in seen if p + max(c, r) <= self.recipe.dpo.max_tokens]
+        answer = self.tokens("dpo") - PROMPT // 2
+        return max(seen, key=sum, default=(PROMPT // 2, answer, answer))
+
+    def passes(self) -> tuple[tuple[int, int], ...]:
+        """(tokens, scored ones) of each forward pass over the largest pair: one, or one an answer (preference.shared)."""
+        from toolkit.preference.shared import query_width, worth_sharing
+
+        prompt, chosen, rejected = self.pair()
+        layer = self.sizes.linear // self.sizes.layers
+        if worth_sharing(prompt, chosen, rejected, layer, query_width(self.config)):
+            return ((prompt + chosen + rejected, chosen + rejected),)
+        return tuple((prompt + answer, answer) for answer in (chosen, rejected))
+
+    def kept_states(self, lora: LoraSettings) -> float:
+        """Bytes of RAM of what the layers below the adapter make of each pair, kept for the epochs after the first."""
+        from toolkit.preference.shared import KEPT
+
+        below = lora.last_layers and lora.last_layers < self.sizes.layers
+        if not below or self.recipe.dpo.epochs <= 1:
+            return 0.0
+        tokens = sum(n for n, _ in self.passes())
+        return float(min(KEPT, self.pair_count() * tokens * self.sizes.hidden * self.each))
+
+    def pair_count(self) -> int:
+        """Pairs that DPO sees, at most."""
+        r = self.recipe
+        if r.task == "greeting":
+            return (
+                r.rejection.pairs * (r.rejection.requests or r.requests.train or REQUESTS)
+                + CURATED * r.rejection.curated
+            )
+        if r.pairs.file:
+            return len(self.own_pairs())
+        most = r.premises.train * r.pairs.per_premise
+        return min(most, r.pairs.max_pairs or most)
+
+    def own_pairs(self):
+        from toolkit.records import read_pairs
+
+        return read_pairs(Path(self.recipe.pairs.file), self.recipe.premises.skip_bad_lines).rows
 
     def _read_reward(self, pairwise: bool) -> float:
         """Bytes of the weights of a trained reward model in use."""
@@ -241,7 +313,9 @@ class Run:
     def _sft(self) -> Use:
         g = self.recipe.sft
         tokens = self.tokens("sft")
-        found = self.step(g.batch, tokens, g.lora, answer=tokens - PROMPT // 2, checkpointing=g.gradient_checkpointing)
+        held = self.recipe.safety.signal != "none"  # its own loss makes logits in blocks, and reads the reference too
+        more = {"head": "states", "reference": True} if held else {"answer": tokens - PROMPT // 2}
+        found = self.step(g.batch, tokens, g.lora, checkpointing=g.gradient_checkpointing, **more)
         return self.train(found, self.holding(g.batch * tokens))
 
     def holding(self, tokens: int) -> dict[str, float]:
@@ -259,18 +333,16 @@ class Run:
 
     def _risk(self) -> Use:
         """The probe reads prompts through transformers, then the critic answers through llama.cpp."""
-        asks, use = self.recipe.safety.asks, Use(ram={"python": PLAIN})
+        asks, turns = self.recipe.safety.asks, [Use(ram={"python": PLAIN})]
         if "critic" in asks:
-            use = self._reading(self.recipe.safety.critic, "judge")
+            turns.append(self._reading(self.recipe.safety.critic, "judge"))
         if "probe" in asks:
-            read = self.train(self.step(1, 2048, None, head="mean"))
-            use = _larger(use, dataclasses.replace(read, kept={}, scratch={}))
-        return use
+            turns.append(self.train(self.step(1, 2048, None, head="mean")))
+        return _most(turns)
 
     def _safety(self) -> Use:
         judge = self.recipe.safety.judge
-        uses = [self._reading("base", "writer"), *([self._reading(judge, "judge")] if judge else [])]
-        return _larger(*uses)
+        return _most([self._reading("base", "writer"), *([self._reading(judge, "judge")] if judge else [])])
 
     def _pairwise(self) -> Use:
         g = self.recipe.pairwise
@@ -331,7 +403,9 @@ class Run:
     def gguf_bytes(self, quantisation: str) -> float:
         return self.sizes.total * BITS[quantisation] / 8
 
-    def _with_engine(self, use: Use, engine: Engine | None, context: int, on: str = "auto") -> Use:
+    def _with_engine(
+        self, use: Use, engine: Engine | None, context: int, on: str = "auto", experts: str = "auto"
+    ) -> Use:
         """`use` with a GGUF open beside it, as `load_engine` decides: on the card where it has room, a mixture's experts in
         RAM where the rest has, else all in RAM."""
         if engine is None:
@@ -342,7 +416,7 @@ class Run:
             kept = engine.file * engine.experts
             beside = lambda: int(engine.file - kept + engine.token * context + BUFFERS) if kept else None  # noqa: E731
             free = int((self.vram - taken - CUDA_CONTEXT) * GIB)
-            layers, in_ram = placement(on, "auto", int(engine.file), True, free, beside)
+            layers, in_ram = placement(on, experts, int(engine.file), True, free, beside)
             if layers:
                 ram = {f"experts of {engine.name}": kept / GIB} if in_ram else {}
                 part = {engine.name: size - sum(ram.values())}
@@ -353,10 +427,9 @@ class Run:
                 )
         return dataclasses.replace(use, ram={**(use.ram or {"llama.cpp": READS}), **part})
 
-    def _reading(self, name: str, context: str, on: str = "auto", after: bool = False) -> Use:
-        """A GGUF alone; `after` a stage that trained, what torch brought along is still there."""
-        start = Use(ram={"llama.cpp": AFTER}) if after else Use()
-        return self._with_engine(start, self.engine(name), CONTEXT[context], on)
+    def _reading(self, name: str, context: str, on: str = "auto", experts: str = "auto") -> Use:
+        """A GGUF alone."""
+        return self._with_engine(Use(), self.engine(name), CONTEXT[context], on, experts)
 
     def _candidates(self) -> Use:
         return self._reading("base", "writer")
@@ -365,7 +438,8 @@ class Run:
         return self._reading(self.recipe.ratings.rater, "writer")
 
     def _passport(self) -> Use:
-        return self._reading(self.recipe.evaluate.judge, "judge", self.recipe.evaluate.judge_on, after=True)
+        e = self.recipe.evaluate
+        return self._reading(e.judge, "judge", e.judge_on, e.gpu_experts)
 
     def _rejection(self) -> Use:
         """The writer, and every agent that is another model: all of them stay open."""
@@ -382,15 +456,24 @@ class Run:
         """One writer after the other, then the judge (beside the last writer where it judges on the CPU), then the reward."""
         e = self.recipe.evaluate
         if self.recipe.task == "greeting":
-            return self._reading("base", "writer")
-        writer, judge = self._reading("aligned", "writer"), self._passport()
-        panel = [self._reading(name, "judge", e.judge_on) for name in e.jury]
+            return self._evaluate_greetings()
+        writer, judge = self._reading("aligned", "writer", experts=e.gpu_experts), self._passport()
+        panel = [self._reading(name, "judge", e.judge_on, e.gpu_experts) for name in e.jury]
         if e.judge_on == "cpu" and self.gpu:
             judge = self._with_engine(writer, self.engine(e.judge), CONTEXT["judge"], "cpu")
         last = self._pairs() if not self.recipe.pairs.file else Use(ram={"python and torch": TRAINS})
-        turns = [writer, judge, *panel, dataclasses.replace(last, ram={**last.ram, "distances": EMBEDS})]
-        most = lambda where: max((getattr(u, where) for u in turns), key=lambda parts: sum(parts.values()))  # noqa: E731
-        return Use(vram=most("vram"), ram=most("ram"))
+        return _most([writer, judge, *panel, dataclasses.replace(last, ram={**last.ram, "distances": EMBEDS})])
+
+    def _evaluate_greetings(self) -> Use:
+        """One writer after the other, then what paid: the reward model, and the judge of principles."""
+        names, last = {s.name for s in plan(self.recipe)}, Use(ram={"python and torch": TRAINS})
+        if "pairwise" in names:
+            last = dataclasses.replace(
+                self.train(self.step(16, self.tokens("pairwise"), None, head="score")), kept={}, scratch={}
+            )
+        if "principles" in names:
+            last = self._with_engine(last, self.engine(self.recipe.principles.agent), CONTEXT["agent"])
+        return _most([self._reading("base", "writer"), last])
 
     # ---- files
 
@@ -448,9 +531,10 @@ class Trained:
     unpacked: float
 
 
-def _larger(*uses: Use) -> Use:
-    """The one that holds most on the card, then in RAM."""
-    return max(uses, key=lambda use: (sum(use.vram.values()), sum(use.ram.values())))
+def _most(turns: list[Use]) -> Use:
+    """The largest of each kind of memory, of uses that come one after the other."""
+    most = lambda where: max((getattr(u, where) for u in turns), key=lambda parts: sum(parts.values()))  # noqa: E731
+    return Use(vram=most("vram"), ram=most("ram"))
 
 
 def _cache_of(path: Path) -> float:

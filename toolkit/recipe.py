@@ -376,6 +376,11 @@ class ExportSettings:
 class EvaluateSettings:
     judge: str = setting("embedded", "engine that compares base and aligned; never the reward model")
     judge_on: str = setting("auto", "where a GGUF judge runs", one_of=("auto", "cpu", "gpu"))
+    gpu_experts: str = setting(
+        "auto",
+        "plots: where the experts of writers and judges that are mixtures lie: auto (as it fits), all (on the card), none (in RAM)",
+        one_of=("auto", "all", "none"),
+    )
     passport: str = setting(
         "auto", "auto: the judge's passport is found or made; skip: judge without", one_of=("auto", "skip")
     )

@@ -474,7 +474,7 @@ def passport(recipe: Recipe, work) -> dict:
     settings = recipe.evaluate
     if settings.passport == "skip":
         return {"line": "", "threshold": 0.0, "from": "skipped"}
-    opened = open_judge(settings.judge, on=settings.judge_on)
+    opened = open_judge(settings.judge, on=settings.judge_on, gpu_experts=settings.gpu_experts)
     found, source = opened.passport, "found"
     if found is None or (settings.people and Path(settings.people).stem not in found.people):
         say("  no passport of this judge yet: making it, once")
@@ -505,7 +505,12 @@ def evaluate(recipe: Recipe, work) -> dict:
         max_tokens=c.max_tokens,
         seed=recipe.seed * 1000 + 500,
     )
-    writers = {"base": lambda: load_engine(base_of(work).gguf), "aligned": lambda: load_engine(work.root)}
+    experts = {"gpu_experts": settings.gpu_experts}
+    where = {"on": settings.judge_on, **experts}
+    writers = {
+        "base": lambda: load_engine(base_of(work).gguf, **experts),
+        "aligned": lambda: load_engine(work.root, **experts),
+    }
     todo = read_jsonl(work.of("premises") / "test.jsonl", Premise)
 
     def score(texts: list[str]):
@@ -519,7 +524,7 @@ def evaluate(recipe: Recipe, work) -> dict:
         todo,
         settings.per_premise,
         sampling,
-        lambda: open_judge(settings.judge, on=settings.judge_on).judge,
+        lambda: open_judge(settings.judge, **where).judge,
         score if work.has("reward") else None,
         work.out,
         work.card("passport")["facts"]["threshold"],
@@ -537,7 +542,7 @@ def evaluate(recipe: Recipe, work) -> dict:
             if p.premise_id in heard and p.id.split("-")[-2] == "0"
         ]
         members = {
-            name: (lambda name=name: load_engine(name, n_ctx=8192, on=settings.judge_on))
+            name: (lambda name=name: load_engine(name, n_ctx=8192, **where))
             for name in dict.fromkeys((settings.judge, *settings.jury))
         }
         facts["panel"] = summarise_panel(sit(members, plots, work.out / "panel.jsonl"), {p.id: p.origin for p in plots})

@@ -1,9 +1,9 @@
 """A training step on the meta device: the real layers, LoRA, checkpointing and backward pass run on tensors that have a size
 and no memory, and a ledger adds up what would be alive at once. So no architecture needs a formula of its own.
 
-Two things are stood in for, because they cannot run without numbers: attention (its kernel keeps queries, keys, values, output and
-one float per row) and bitsandbytes' 4-bit matrices (unpacked where they are used). The log-probabilities' tiles follow
-trl.kernels (TRL ≥ 1.16); older TRL makes all logits.
+What cannot run without numbers is stood in for: attention (its kernel keeps queries, keys, values, mask, output and one float per
+row) and bitsandbytes' 4-bit matrices (unpacked where they are used). So are log-probabilities, whose working memory is inside
+operations: tiles as in trl.kernels (TRL ≥ 1.16; older TRL makes all logits), or blocks as in preference.shared.
 """
 
 import weakref
@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from toolkit.models.anchor import BLOCK
 from toolkit.models.experts import expert_weights, is_experts
 from toolkit.models.load import lora_config
 from toolkit.models.sizes import on_meta
@@ -29,7 +30,10 @@ class Job:
     Args:
         rows, tokens: sequences of a forward pass, and tokens of the longest.
         answer: tokens of a sequence that are scored (a card scores only those; without Triton all are).
-        head: logprobs of a language model, score of a Bradley–Terry model, mean state of a rating model.
+        passes: (tokens, of which scored) of each forward pass of a pair, where that is read by preference.shared: one that has
+            the prompt once and both answers, or one an answer. `rows`, `tokens` and `answer` then say nothing.
+        head: logprobs of a language model, its last states (whose logits are counted elsewhere), score of a Bradley–Terry model,
+            mean state of a rating model.
         lora: None runs no backward pass: reading only.
         reference: a second reading with the adapter off.
         depth: share of the layers.
@@ -39,6 +43,7 @@ class Job:
     rows: int
     tokens: int
     answer: int = 0
+    passes: tuple[tuple[int, int], ...] = ()
     head: str = "logprobs"
     lora: LoraSettings | None = None
     reference: bool = False
@@ -117,7 +122,7 @@ def _run(config, job: Job, layers: int) -> Step:
     model = _model(config, job, layers)
     ids = torch.zeros(job.rows, job.tokens, dtype=torch.long, device="meta")
     ledger = Ledger([*model.parameters(), *model.buffers(), ids])
-    read = lambda: _read(model, ids, job, ledger)  # noqa: E731
+    read = _pair_reader(model, job, layers, ledger) if job.passes else lambda: _read(model, ids, job, ledger)
     with _Unpacking(ledger), ledger:
         if job.lora is None:
             with torch.no_grad():
@@ -170,12 +175,58 @@ def _read(model, ids, job: Job, ledger: Ledger):
     hidden = backbone(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
     if job.head == "mean":
         return (hidden.float() * torch.ones_like(ids)[..., None].float()).sum((1, 2))
+    if job.head == "states":
+        return hidden.sum((1, 2))
     if job.head == "score":
         return causal.score(hidden)[:, -1, 0].float()
     hidden = hidden[:, -job.answer :] if job.gpu and job.answer else hidden[:, :-1]
     weight = causal.get_output_embeddings().weight
     each = _LogProbs.apply(hidden.reshape(-1, hidden.shape[-1]), weight, ledger, job.gpu)
     return each.view(hidden.shape[:2]).sum(1)
+
+
+def _pair_reader(model, job: Job, layers: int, ledger: Ledger):
+    """preference.shared in sizes: a function that reads a pair's answers, those layers of it that wear an adapter."""
+    causal = model.get_base_model()
+    backbone, every = causal.base_model, causal.base_model.layers
+    start = layers - min(job.lora.last_layers, layers) if job.lora.last_layers else 0
+    weight, states = causal.get_output_embeddings().weight, {}
+    hidden, flows = weight.shape[1], causal.get_input_embeddings().weight.dtype
+
+    def one(tokens: int, scored: int):
+        mask = None
+        if len(job.passes) == 1:
+            mask = torch.empty(1, 1, tokens, tokens, dtype=torch.bool, device="meta")
+        if start and tokens not in states:  # the layers below are read once, one at a time: less than what comes now
+            states[tokens] = torch.empty(1, tokens, hidden, dtype=flows, device="meta")
+        if start:
+            source = {"inputs_embeds": states[tokens]}
+        else:
+            source = {"input_ids": torch.empty(1, tokens, dtype=torch.long, device="meta")}
+        backbone.layers = every[start:]
+        try:
+            out = backbone(**source, attention_mask=mask, use_cache=False).last_hidden_state[0]
+        finally:
+            backbone.layers = every
+        return _AnswerLogps.apply(out[:scored].clone(), weight, ledger).sum()
+
+    return lambda: sum(one(tokens, scored) for tokens, scored in job.passes)
+
+
+class _AnswerLogps(torch.autograd.Function):
+    """The sizes of preference.shared.AnswerLogps: a block of logits and their exponentials, and a slope for each state."""
+
+    @staticmethod
+    def forward(ctx, states, weight, ledger):
+        ctx.slopes = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        with _Kind(ledger, "logits"):
+            rows = min(len(states), max(1, BLOCK // (4 * len(weight))))
+            states.new_empty(2 * rows, len(weight), dtype=torch.float32)
+        return states.new_empty(len(states), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (ctx.slopes.float() * grad[:, None]).to(ctx.slopes.dtype), None, None
 
 
 class _LogProbs(torch.autograd.Function):
@@ -255,7 +306,7 @@ class _FourBitMatmul(torch.autograd.Function):
 
 
 def _as_four_bit(model, dtype) -> None:
-    """Linear layers and experts as the 4-bit loaders leave them. Of a dense model peft's preparation makes all else float32."""
+    """Linear layers and experts as the 4-bit loaders leave them, the rest as models.load.prepare_four_bit does."""
     mixture = False
     for module in model.modules():
         if (
@@ -268,7 +319,7 @@ def _as_four_bit(model, dtype) -> None:
             module.forward = _linear_forward(module, dtype)
         if is_experts(module):
             module.forward, mixture = _experts_forward(module), True
-    if not mixture:
+    if not mixture and dtype == torch.float16:
         for p in model.parameters():
             p.data = p.data.float()
 
@@ -322,6 +373,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, mask):
         out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        mask = None if mask is None else query.new_empty(mask.shape)  # what is let through is added as numbers
         ctx.save_for_backward(query, key, value, mask, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return out
 
@@ -333,13 +385,19 @@ class _Attend(torch.autograd.Function):
 def _attention(module, query, key, value, attention_mask, **_):
     from transformers.integrations.sdpa_attention import repeat_kv
 
-    groups = getattr(module, "num_key_value_groups", 1)  # with a mask, torch's kernels want a key for every query head
+    groups = getattr(module, "num_key_value_groups", 1) if attention_mask is not None else 1
+    # with a mask, torch's kernels want a key for every query head
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     return _Attend.apply(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
 
 
-def _mask(batch_size, q_length, kv_length, *_, **__):
-    return torch.empty((batch_size, 1, q_length, kv_length), dtype=torch.bool, device="meta")
+def _mask(batch_size, q_length, kv_length, *_, attention_mask=None, **__):
+    """None for texts without padding, which need no mask."""
+    return (
+        None
+        if attention_mask is None
+        else torch.empty((batch_size, 1, q_length, kv_length), dtype=torch.bool, device="meta")
+    )
 
 
 def _register() -> None:

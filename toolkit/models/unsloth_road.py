@@ -53,6 +53,12 @@ def choose(base: Model, weights: ModelSettings, unless: str = "") -> Road:
     return Road(True, f"it is installed, there is a GPU, and it knows {kind}")
 
 
+def would_take(config, weights: ModelSettings) -> bool:
+    """Whether a card would make `choose` take unsloth here for a model of this configuration."""
+    installed = importlib.util.find_spec("unsloth") is not None
+    return installed and weights.unsloth != "never" and config.model_type in KNOWN
+
+
 def take(base: Model, weights: ModelSettings, unless: str = "") -> Road:
     """Choose the road, say which, and import unsloth where it is the one. Call before trl is imported."""
     road = choose(base, weights, unless)

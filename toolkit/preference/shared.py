@@ -15,12 +15,11 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 from torch import nn
-from trl.trainer.utils import use_adapter
 
-from toolkit.preference.trainer import trainer_for
+from toolkit.models.anchor import BLOCK
 from toolkit.records import append_jsonl, read_jsonl
 
-BLOCK = 64 * 2**20  # bytes of float32 logits alive at once
+TRIED = 64  # tokens of each answer by which the shared pass is compared: no more logits than that are made
 KEPT = 2**30  # bytes of lower layers' states kept for later epochs
 FILE = "reference.jsonl"
 # mean difference in nats a token between the shared and the plain pass at which the shared one is taken to be the same function
@@ -83,6 +82,13 @@ def worth_sharing(prompt: int, chosen: int, rejected: int, layer: int, width: in
         (prompt + chosen) ** 2 + (prompt + rejected) ** 2
     ) / 2  # causal attention skips the upper half, a mask does not
     return saved > 4 * width * ((prompt + chosen + rejected) ** 2 - plain)
+
+
+def query_width(config) -> int:
+    """Elements of a token's queries in one layer, all heads together."""
+    config = config.get_text_config()
+    heads = config.num_attention_heads
+    return heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
 class AnswerLogps(torch.autograd.Function):
@@ -168,6 +174,22 @@ def lowest_adapted(base) -> int:
     return next(adapted, 0)
 
 
+def plain_kind(config) -> str:
+    """Why pairs of every model of this kind are read the plain way, as its configuration tells; "" where none is known."""
+    config = config.get_text_config()
+    if any(
+        getattr(config, n, None) for n in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    ):
+        return "a mixture of experts"
+    if getattr(config, "attention_dropout", 0):
+        return "attention has dropout"
+    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"} or (
+        getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    ):
+        return "attention looks back only so far"
+    return ""
+
+
 def why_plain(model, example: tuple[list[int], list[int], list[int]]) -> str:
     """Why this model's pairs are read the plain way; "" when the shared pass is the same function.
 
@@ -175,21 +197,16 @@ def why_plain(model, example: tuple[list[int], list[int], list[int]]) -> str:
     """
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     config, backbone, head = base.config.get_text_config(), base.base_model, base.get_output_embeddings()
-    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        return "a mixture of experts"
+    if why := plain_kind(config):
+        return why
     if not isinstance(getattr(backbone, "layers", None), nn.ModuleList):
         return f"the layers of {config.model_type} are not where they are looked for"
     if type(head) is not nn.Linear or head.bias is not None:
         return "its head is not a plain one"
     if config._attn_implementation != "sdpa":
         return f"attention is {config._attn_implementation}, not sdpa"
-    if getattr(config, "attention_dropout", 0):
-        return "attention has dropout"
-    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"} or (
-        getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    ):
-        return "attention looks back only so far"
-    gap = _gap(model, base, example)
+    prompt, chosen, rejected = example
+    gap = _gap(model, base, (prompt, chosen[:TRIED], rejected[:TRIED]))
     return "" if gap <= SAME.get(base.dtype, 0.0) else f"the shared pass differs by {gap:.3f} nats a token"
 
 
@@ -228,6 +245,9 @@ def shared_trainer_for(loss: str, odds: float, out: Path, reference: str):
         out: FILE in it keeps the reference's log-probabilities, so that a resumed training does not make them again.
         reference: what tells this reference from others, such as the weights' hash.
     """
+    from trl.trainer.utils import use_adapter
+
+    from toolkit.preference.trainer import trainer_for
 
     class SharedTrainer(trainer_for(loss, odds)):
         def __init__(self, *args, **kwargs):
@@ -257,10 +277,7 @@ def shared_trainer_for(loss: str, odds: float, out: Path, reference: str):
 
         def answers(self, model, inputs: dict) -> tuple:
             ((prompt, chosen, rejected),) = inputs["pairs"]
-            config = self._base.config.get_text_config()
-            width = config.num_attention_heads * (
-                getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-            )
+            width = query_width(self._base.config)
             shared = worth_sharing(len(prompt), len(chosen), len(rejected), self._layer, width)
             device = self.accelerator.device
             rows = rows_of(prompt, chosen, rejected, shared, device)

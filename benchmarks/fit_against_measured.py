@@ -55,8 +55,6 @@ MOE = ModelSettings(id="embedded-moe", dtype="float32", four_bit=True)
 HELD = SafetySettings(signal="constant")
 DPO = DpoSettings(lora=LAST, batch=2, accumulate=1, gradient_checkpointing=False)
 CASES = {
-    "load": Case("load", 0, recipe(F32)),
-    "load-nf4": Case("load", 0, recipe(NF4)),
     "dpo": Case("dpo", 240, recipe(F32, dpo=DPO)),
     "dpo-checkpointed": Case("dpo", 384, recipe(F32, dpo=DpoSettings(batch=2, accumulate=1))),
     "dpo-nf4": Case("dpo", 240, recipe(NF4, dpo=replace(DPO, gradient_checkpointing=True))),
@@ -129,11 +127,7 @@ def work(case: Case, out: Path) -> None:
     from toolkit.models.resolve import resolve
 
     r, model = case.recipe, resolve(case.recipe.model.id)
-    if case.stage == "load":
-        from toolkit.models.load import load_model
-
-        load_model(model, dtype=r.model.dtype, four_bit=r.model.four_bit)
-    elif case.stage == "dpo":
+    if case.stage == "dpo":
         from toolkit.preference.dpo import train_dpo
 
         train_dpo(model, pairs(case.tokens), replace(r.dpo, epochs=0.5), r.model, out, held=held(r))
@@ -169,7 +163,7 @@ def work(case: Case, out: Path) -> None:
 
 def predict(case: Case) -> dict[str, float]:
     """GiB of RAM by part, as `fit` says for this stage with texts of this length."""
-    from toolkit.memory import GIB, TRAINS, Run
+    from toolkit.memory import Run
 
     class Known(Run):
         def tokens(self, stage: str) -> int:
@@ -180,9 +174,8 @@ def predict(case: Case) -> dict[str, float]:
             return prompt, case.tokens - prompt, case.tokens - prompt - 1
 
     run = Known(case.recipe, 0.0)
-    if case.stage == "load":
-        return {"python and torch": TRAINS, "weights": run.sizes.weights(case.recipe.model.four_bit, run.each) / GIB}
-    return run.use(case.stage).ram
+    parts = run.use(case.stage).ram
+    return {name: size for name, size in parts.items() if name != "reward model"}  # none of the cases is paid by one
 
 
 def measure(name: str) -> dict:

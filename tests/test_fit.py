@@ -81,7 +81,7 @@ def test_checkpointing_shorter_texts_and_fewer_rows_each_need_less():
     base = Job(4, 512, lora=LoraSettings(), dtype="float32", gpu=False)
     taken = lambda **more: dry_step(config("embedded"), dataclasses.replace(base, **more)).total  # noqa: E731
     assert taken(checkpointing=True) < 0.5 * taken()
-    assert taken(tokens=256) == pytest.approx(taken() / 2, rel=0.02)
+    assert 0.4 * taken() < taken(tokens=256) < taken() / 2  # a mask grows with the square
     assert taken(rows=2) == pytest.approx(taken() / 2, rel=0.02)
 
 
@@ -89,8 +89,10 @@ def shared_job(passes, **more) -> Job:
     return Job(1, 0, lora=LoraSettings(), dtype="float32", gpu=False, passes=passes, reference=True, **more)
 
 
-def test_the_ledger_counts_a_pair_read_at_once_as_the_real_step_allocates_it(tiny):
-    """The same pass, once with numbers: every tensor that torch makes in the layers is booked, and nothing else."""
+def test_the_ledger_counts_a_pair_read_at_once_as_the_real_step_allocates_it(tiny, monkeypatch):
+    """The same pass, once with numbers: every tensor that torch makes in the layers is booked, and nothing else. Few logits at a
+    time: what is made of them inside operations only the dry step tells.
+    """
     from peft import get_peft_model
 
     from toolkit.models.dry import Ledger
@@ -98,6 +100,8 @@ def test_the_ledger_counts_a_pair_read_at_once_as_the_real_step_allocates_it(tin
     from toolkit.models.resolve import resolve
     from toolkit.preference.shared import answer_logps, rows_of
 
+    for module in ("toolkit.preference.shared", "toolkit.models.dry"):
+        monkeypatch.setattr(f"{module}.BLOCK", 2**20)
     base = load_model(resolve(str(tiny)), dtype="float32")
     peft = get_peft_model(base, lora_config(base, LoraSettings())).train()
     row = rows_of(list(range(3, 43)), list(range(5, 165)), list(range(7, 167)), True)[0]
@@ -105,15 +109,15 @@ def test_the_ledger_counts_a_pair_read_at_once_as_the_real_step_allocates_it(tin
     with ledger:
         out = answer_logps(peft.get_base_model(), row)
         with torch.no_grad(), peft.disable_adapter():
-            out = out - answer_logps(peft.get_base_model(), row)
-        out.sum().backward()
+            known = answer_logps(peft.get_base_model(), row)
+        (out - known).sum().backward()
     told = dry_step(config_of(Model(str(tiny), tiny)), shared_job(((row.ids.shape[1], len(row.at)),)))
     assert told.total == pytest.approx(ledger.peak, rel=0.1)
 
 
 def test_dense_dpo_is_counted_a_pair_at_a_time_and_a_mixtures_a_batch_at_a_time():
     def activations(name, **more):
-        sets = [f"dpo.{k}={v}" for k, v in more.items()]
+        sets = ["tripwire.every=0", *(f"dpo.{k}={v}" for k, v in more.items())]
         return Run(load_recipe(name, sets), 24).use("dpo").vram["activations"]
 
     assert Run(load_recipe("diverse-ddpo"), 24).pairs_apart() == ""
@@ -171,9 +175,10 @@ def test_experts_in_ram_are_offered_where_a_judge_on_the_card_does_not_fit():
 
 
 def test_a_run_that_is_held_may_be_told_what_holding_costs():
-    recipe = load_recipe("safe-small")
-    told = [h.change for h in fit(recipe, 0, 2.2).what_helps]
-    assert any("gives up what `safety` is for" in change for change in told)
+    recipe = load_recipe("safe-probe")
+    needed = fit(recipe, 24, 64).peak("vram")
+    told = [h for h in fit(recipe, 0.95 * needed, 64).what_helps if "gives up what `safety` is for" in h.change]
+    assert told[0].vram < needed - 0.3
 
 
 def test_a_target_that_names_nothing_is_refused_on_the_meta_device():

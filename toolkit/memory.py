@@ -11,6 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from toolkit.engines.placing import BUFFERS, placement
 from toolkit.models.catalogue import catalogue, entry
 from toolkit.models.dry import Job, dry_step
@@ -25,8 +27,9 @@ GIB = 2**30
 CUDA_CONTEXT = 0.7  # GiB on the card before any tensor: the driver's context and cuBLAS' workspace (not measured)
 HOST = 2.0  # GiB of RAM for CUDA's libraries beside torch (not measured)
 SHARD = 4.6  # GiB: the hub's usual largest file of safetensors
-# GiB of RAM of a process that only runs our code, trains, runs llama.cpp, runs it after a stage that trained
-PLAIN, TRAINS, READS, AFTER = 0.1, 1.06, 0.4, 0.8
+# GiB of RAM of a process that only runs our code, trains, runs llama.cpp, has done both, and of the GGUF converter beside ours
+PLAIN, TRAINS, READS, AFTER, CONVERTS = 0.1, 0.75, 0.25, 0.92, 0.7
+FREED = 0.4  # of a step's memory on a CPU: what glibc keeps of it in pieces (hardware.keep_freed_memory)
 TORCH = ("sft", "reward", "pairwise", "dpo", "grpo", "export")  # stages that load it, whatever the recipe
 LIBRARIES = ("python", "llama.cpp", "python and torch", "CUDA's libraries")
 EMBEDS = 0.35  # GiB of RAM of sentence-transformers and its small model: a tripwire's and the comparison's distances
@@ -77,8 +80,9 @@ class Run:
         self.sizes = like.sizes if like else count(self.config)
         self.steps = like.steps if like else {}
         self.gpu = vram > 0
-        name = str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
-        self.dtype = name if recipe.model.dtype != "auto" or not self.gpu else "bfloat16"
+        here = str(pick_dtype(recipe.model.dtype)).removeprefix("torch.")
+        told = recipe.model.dtype != "auto" or not self.gpu or torch.cuda.is_available()
+        self.dtype = here if told else "bfloat16"  # a card that is not here is taken for one of today's
         self.each = 4.0 if self.dtype == "float32" else 2.0
 
     def use(self, stage: str, before: Collection[str] = ()) -> Use:
@@ -88,7 +92,9 @@ class Run:
         """
         use = getattr(self, f"_{stage}", lambda: Use(ram={"python": PLAIN}))()
         if stage in ("sft", "dpo", "grpo") and self.recipe.task != "instruct" and self.recipe.safety.asks:
-            use = dataclasses.replace(_most([use, self._risk()]), kept=use.kept, scratch=use.scratch)  # asked before it trains
+            use = dataclasses.replace(
+                _most([use, self._risk()]), kept=use.kept, scratch=use.scratch
+            )  # asked before it trains
         left = (AFTER + HOST * self.gpu) * any(name in TORCH for name in before)
         if sum(use.ram.get(part, 0.0) for part in LIBRARIES) >= left:
             return use
@@ -156,6 +162,7 @@ class Run:
         scratch = {"checkpoints": 3 * (found.adapter + found.optimiser) / GIB}
         base = {"python and torch": TRAINS, **({"distances": EMBEDS} if "tripwire's look" in turns else {})}
         if not self.gpu:
+            parts["freed and kept"] = FREED * sum(step.values()) / GIB
             return Use(ram={**base, **parts}, kept=adapter, scratch=scratch)
         ram = {**base, "CUDA's libraries": HOST, "a file of weights": min(SHARD, self.sizes.total * 2 / GIB)}
         return Use({"CUDA": CUDA_CONTEXT, **parts}, ram, adapter, scratch)
@@ -388,7 +395,8 @@ class Run:
             return Engine(name, size, self.sizes.cache * 2, self.sizes.experts / self.sizes.total)
         for e in catalogue():
             if e.name == name.lower():
-                return Engine(name, e.size_gb * 1e9, max(0.0, e.memory_gb - e.size_gb - 0.5) * 1e9 / 8192)
+                token = max(0.0, e.memory_gb - e.size_gb - 0.5) * 1e9 / 8192
+                return Engine(name, e.size_gb * 1e9, token, 1 - e.active / e.parameters)  # at least so much is experts'
         path = exported_gguf(Path(name)) or Path(name)
         if path.suffix == ".gguf" and path.is_file():
             return Engine(path.name, path.stat().st_size, _cache_of(path))
@@ -416,7 +424,7 @@ class Run:
             kept = engine.file * engine.experts
             beside = lambda: int(engine.file - kept + engine.token * context + BUFFERS) if kept else None  # noqa: E731
             free = int((self.vram - taken - CUDA_CONTEXT) * GIB)
-            layers, in_ram = placement(on, experts, int(engine.file), True, free, beside)
+            layers, in_ram = placement(on, "auto" if on == "cpu" else experts, int(engine.file), True, free, beside)
             if layers:
                 ram = {f"experts of {engine.name}": kept / GIB} if in_ram else {}
                 part = {engine.name: size - sum(ram.values())}
@@ -487,7 +495,7 @@ class Run:
             return Use(ram={"python": PLAIN}, kept=kept if own else {**kept, "GGUF": self.engine("base").file / GIB})
         largest = 2 * self.sizes.vocabulary * self.sizes.hidden * 4 / GIB
         kept["GGUF"] = self.gguf_bytes(r.quantisation) / GIB
-        return Use(ram={"converter": READS + largest}, kept=kept, scratch={"16-bit GGUF": weights})
+        return Use(ram={"converter": CONVERTS + largest}, kept=kept, scratch={"16-bit GGUF": weights})
 
     def _export(self) -> Use:
         """Merged a few matrices at a time, converted, quantised; or the adapter alone.

@@ -466,6 +466,11 @@ def export(recipe: Recipe, work) -> dict:
     return export_model(base, adapter, recipe.name, recipe.export, recipe.model, work.out)
 
 
+def _judge_where(settings) -> dict[str, str]:
+    """Where a GGUF judge runs; on the CPU its experts are there anyway."""
+    return {"on": settings.judge_on, "gpu_experts": "auto" if settings.judge_on == "cpu" else settings.gpu_experts}
+
+
 def passport(recipe: Recipe, work) -> dict:
     """passport.json and passport.svg of the judge: found beside its model, in the cache or shipped, else made here."""
     from toolkit.evaluate.charts import passport as picture
@@ -474,7 +479,7 @@ def passport(recipe: Recipe, work) -> dict:
     settings = recipe.evaluate
     if settings.passport == "skip":
         return {"line": "", "threshold": 0.0, "from": "skipped"}
-    opened = open_judge(settings.judge, on=settings.judge_on, gpu_experts=settings.gpu_experts)
+    opened = open_judge(settings.judge, **_judge_where(settings))
     found, source = opened.passport, "found"
     if found is None or (settings.people and Path(settings.people).stem not in found.people):
         say("  no passport of this judge yet: making it, once")
@@ -505,8 +510,7 @@ def evaluate(recipe: Recipe, work) -> dict:
         max_tokens=c.max_tokens,
         seed=recipe.seed * 1000 + 500,
     )
-    experts = {"gpu_experts": settings.gpu_experts}
-    where = {"on": settings.judge_on, **experts}
+    experts, where = {"gpu_experts": settings.gpu_experts}, _judge_where(settings)
     writers = {
         "base": lambda: load_engine(base_of(work).gguf, **experts),
         "aligned": lambda: load_engine(work.root, **experts),

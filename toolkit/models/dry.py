@@ -192,11 +192,11 @@ def _pair_reader(model, job: Job, layers: int, ledger: Ledger):
     start = layers - min(job.lora.last_layers, layers) if job.lora.last_layers else 0
     weight, states = causal.get_output_embeddings().weight, {}
     hidden, flows = weight.shape[1], causal.get_input_embeddings().weight.dtype
+    causal.config.get_text_config().never_padded = True
 
     def one(tokens: int, scored: int):
-        mask = None
-        if len(job.passes) == 1:
-            mask = torch.empty(1, 1, tokens, tokens, dtype=torch.bool, device="meta")
+        two = len(job.passes) == 1  # answers in a pass; one alone is a text like any other and gets no mask
+        mask = torch.empty((1, 1, tokens, tokens) if two else (1, tokens), dtype=torch.bool, device="meta")
         if start and tokens not in states:  # the layers below are read once, one at a time: less than what comes now
             states[tokens] = torch.empty(1, tokens, hidden, dtype=flows, device="meta")
         if start:
@@ -391,13 +391,11 @@ def _attention(module, query, key, value, attention_mask, **_):
     return _Attend.apply(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
 
 
-def _mask(batch_size, q_length, kv_length, *_, attention_mask=None, **__):
-    """None for texts without padding, which need no mask."""
-    return (
-        None
-        if attention_mask is None
-        else torch.empty((batch_size, 1, q_length, kv_length), dtype=torch.bool, device="meta")
-    )
+def _mask(batch_size, q_length, kv_length, *_, config=None, **__):
+    """None for a text without padding, which needs no mask."""
+    if getattr(config, "never_padded", False):
+        return None
+    return torch.empty((batch_size, 1, q_length, kv_length), dtype=torch.bool, device="meta")
 
 
 def _register() -> None:

@@ -281,3 +281,19 @@ def test_the_benchmark_of_24_gib_runs_at_reduced_size(what, monkeypatch):
     assert row["rate"] == pytest.approx(128 / row["seconds"])
     config = memory_24gb.config_of(True, None)
     assert 0.01 < memory_24gb.predicted(config, what, 64, gpu=False) < 1
+
+
+def test_the_benchmark_of_24_gib_says_why_a_peer_does_not_run(monkeypatch):
+    import argparse
+    import importlib.util
+
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    import memory_24gb
+
+    args = argparse.Namespace(tiny=False, checkpoint=None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert memory_24gb.not_here("experts4bit", True, args) == "experts4bit-qlora is not installed"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert "--checkpoint" in memory_24gb.not_here("experts4bit", True, args)
+    assert memory_24gb.not_here("unsloth", False, args) == "it takes a GPU"
+    assert memory_24gb.not_here("ours", False, args) == ""

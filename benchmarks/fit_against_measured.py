@@ -53,10 +53,10 @@ F32 = ModelSettings(dtype="float32")
 NF4 = ModelSettings(dtype="float32", four_bit=True)
 MOE = ModelSettings(id="embedded-moe", dtype="float32", four_bit=True)
 HELD = SafetySettings(signal="constant")
-DPO = DpoSettings(lora=LAST, batch=2, accumulate=1, gradient_checkpointing=False)
+DPO = DpoSettings(lora=LAST, batch=2, accumulate=1, epochs=0.5, gradient_checkpointing=False)
 CASES = {
     "dpo": Case("dpo", 240, recipe(F32, dpo=DPO)),
-    "dpo-checkpointed": Case("dpo", 384, recipe(F32, dpo=DpoSettings(batch=2, accumulate=1))),
+    "dpo-checkpointed": Case("dpo", 384, recipe(F32, dpo=DpoSettings(batch=2, accumulate=1, epochs=0.5))),
     "dpo-nf4": Case("dpo", 240, recipe(NF4, dpo=replace(DPO, gradient_checkpointing=True))),
     "dpo-long": Case("dpo", 640, recipe(F32, dpo=replace(DPO, gradient_checkpointing=True, max_tokens=700))),
     "reward": Case(
@@ -88,7 +88,7 @@ CASES = {
             F32, task="instruct", align="sft", sft=SftSettings(lora=LAST, gradient_checkpointing=False), safety=HELD
         ),
     ),
-    "dpo-moe-nf4": Case("dpo", 240, recipe(MOE, dpo=DpoSettings(lora=ATTENTION, batch=1, accumulate=1))),
+    "dpo-moe-nf4": Case("dpo", 240, recipe(MOE, dpo=DpoSettings(lora=ATTENTION, batch=1, accumulate=1, epochs=0.25))),
 }
 
 
@@ -130,7 +130,7 @@ def work(case: Case, out: Path) -> None:
     if case.stage == "dpo":
         from toolkit.preference.dpo import train_dpo
 
-        train_dpo(model, pairs(case.tokens), replace(r.dpo, epochs=0.5), r.model, out, held=held(r))
+        train_dpo(model, pairs(case.tokens), r.dpo, r.model, out, held=held(r))
     elif case.stage == "sft":
         from toolkit.models.sft import train_sft
 

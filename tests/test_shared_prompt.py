@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from trl.trainer import utils
 
 from toolkit.models.load import load_model, load_tokenizer, lora_config
 from toolkit.models.resolve import resolve
@@ -114,10 +115,10 @@ def test_training_is_the_plain_one(tiny, tmp_path, monkeypatch, loss, last_layer
 
 def test_the_reference_is_computed_once_a_pair_and_lower_layers_too(tiny, tmp_path, monkeypatch):
     made = {"lower": 0, "reference": 0}
-    lower, use = shared.lower_states, shared.use_adapter
+    lower, use = shared.lower_states, utils.use_adapter
     monkeypatch.setattr(shared, "lower_states", lambda *a: made.__setitem__("lower", made["lower"] + 1) or lower(*a))
     monkeypatch.setattr(
-        shared, "use_adapter", lambda *a: made.__setitem__("reference", made["reference"] + 1) or use(*a)
+        utils, "use_adapter", lambda *a: made.__setitem__("reference", made["reference"] + 1) or use(*a)
     )
     monkeypatch.setattr(shared, "worth_sharing", lambda *_: True)
     monkeypatch.setattr(shared, "_gap", lambda *_: 0.0)
@@ -131,7 +132,7 @@ def test_a_reference_on_disk_is_not_computed_again(tiny, tmp_path, monkeypatch):
     train_dpo(base, PAIRS, settings(), WEIGHTS, tmp_path / "a")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / shared.FILE).write_bytes((tmp_path / "a" / shared.FILE).read_bytes())
-    monkeypatch.setattr(shared, "use_adapter", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(utils, "use_adapter", lambda *_: pytest.fail("computed again"))
     train_dpo(base, PAIRS, settings(), WEIGHTS, tmp_path / "b")
     one, other = adapter(tmp_path / "a"), adapter(tmp_path / "b")
     assert all(torch.equal(one[k], other[k]) for k in one)

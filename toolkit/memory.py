@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from toolkit.engines.placing import BUFFERS, placement
+from toolkit.export.export import FLOAT32_UP_TO
 from toolkit.models.catalogue import catalogue, entry
 from toolkit.models.dry import Job, dry_step
 from toolkit.models.gguf_file import BITS
@@ -29,14 +30,15 @@ HOST = 2.0  # GiB of RAM for CUDA's libraries beside torch (not measured)
 SHARD = 4.6  # GiB: the hub's usual largest file of safetensors
 # GiB of RAM of a process that only runs our code, trains, runs llama.cpp, has done both, and of the GGUF converter beside ours
 PLAIN, TRAINS, READS, AFTER, CONVERTS = 0.1, 0.75, 0.25, 0.92, 0.7
-FREED = 0.4  # of a step's memory on a CPU: what glibc keeps of it in pieces (hardware.keep_freed_memory)
+FREED = 0.4  # of a step's memory on a CPU: what glibc keeps besides, in pieces (hardware.keep_freed_memory)
 TORCH = ("sft", "reward", "pairwise", "dpo", "grpo", "export")  # stages that load it, whatever the recipe
 LIBRARIES = ("python", "llama.cpp", "python and torch", "CUDA's libraries")
-EMBEDS = 0.35  # GiB of RAM of sentence-transformers and its small model: a tripwire's and the comparison's distances
+EMBEDS = 0.7  # GiB of RAM of sentence-transformers and its small model: a tripwire's and the comparison's distances
 GREETING = 200  # tokens of a good greeting, at the longest
 PROMPT = 120  # tokens of a question and the chat template around it, ours at their longest
 TEMPLATE = 20  # tokens of a chat template around a prompt and its answer
 REQUESTS, CURATED = 440, 135  # requests that ship, and pairs of a good and a flawed greeting
+PROVED = 150  # tokens of the text that an export is proved on
 KINDS = 6  # of damage (narrative.damage.HARM)
 CONTEXT = {"writer": 4096, "agent": 8192, "judge": 8192}  # tokens of llama.cpp's cache
 LOOK_ROWS, READ_ROWS = 16, 4  # answers that a tripwire writes and reads at once
@@ -142,13 +144,15 @@ class Run:
 
         Args:
             beside: part → bytes that stay in memory all along.
-            turns: part → bytes that a moment of its own takes (writing, a look of the tripwire); the largest of them and
-                of the step counts.
+            turns: part → bytes that a moment of its own takes (writing, a look of the tripwire). On a card the largest of them and
+                of the step counts; on a CPU all do, because what one frees is kept in pieces that do not fit the next.
         """
         step = {"activations": found.activations, "logits": found.logits, "unpacked experts": found.unpacked}
         turns = {k: v for k, v in (turns or {}).items() if v}
         longest = max(turns, key=turns.get, default="")
-        if turns and turns[longest] > sum(step.values()):
+        if not self.gpu:
+            step |= turns
+        elif turns and turns[longest] > sum(step.values()):
             step = {longest: turns[longest]}
         parts = {
             "weights": found.weights,
@@ -500,13 +504,19 @@ class Run:
     def _export(self) -> Use:
         """Merged a few matrices at a time, converted, quantised; or the adapter alone.
 
-        The proof holds the base in torch as training did, and less beside it, so that it is never the largest.
+        The proof holds the base in torch as training did, or in float32 where it is small, with logits of one text in float64.
         """
         if not self.merges():
             return self._reading("base", "writer")
         weights = self.sizes.total * 2 / GIB
-        proof = self.step(1, 256, None, head="logprobs")
-        held = {"weights, to prove": proof.weights / GIB, "reading": (proof.activations + proof.unpacked) / GIB}
+        proof = self.step(1, PROVED, None, head="states")
+        whole = (
+            self.sizes.total * 4.0
+            if not self.recipe.model.four_bit and self.sizes.total <= FLOAT32_UP_TO
+            else proof.weights
+        )
+        reading = proof.activations + proof.unpacked + PROVED * self.sizes.vocabulary * (self.each + 8 + 8)
+        held = {"weights, to prove": whole / GIB, "reading": reading / GIB}
         ram = {"python and torch": TRAINS}
         ram |= (
             {"CUDA's libraries": HOST, "a file of weights": min(SHARD, weights)}

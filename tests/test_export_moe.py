@@ -150,26 +150,27 @@ def test_dpo_of_a_mixture_reaches_llama_cpp_merged_and_as_an_adapter(qwen, tmp_p
 
 
 def test_dpo_in_4_bits_reaches_llama_cpp_merged_and_as_an_adapter(qwen, tmp_path):
+    """The proof counts in NF4, as was trained."""
     trained = aligned(qwen, tmp_path / "run" / "dpo", 6, 2e-2, four_bit=True)
-    _differs_as_trained(qwen, trained, tmp_path)
+    for merge in ("always", "never"):
+        proof = export(qwen, trained, tmp_path / merge / "export", merge, four_bit=True)["proof"]
+        assert proof["torch"] == "nf4"
+        assert proof["adapter_change_correlation"] > 0.8, merge
+        assert proof["greedy_text_differs_from_base"]
 
 
 @pytest.mark.slow
-def test_the_embedded_mixture_in_4_bits_reaches_llama_cpp_merged_and_as_an_adapter(tmp_path):
+def test_the_embedded_mixture_trained_in_4_bits_reaches_llama_cpp_merged_and_as_an_adapter(tmp_path):
+    """Proved on 16-bit weights, which is what is handed out: there every token's log-probability must be the same."""
     found = resolve("embedded-moe")
     base_to_gguf(weights_folder(found), "F16", tmp_path / "base.gguf")
     base = Model(found.id, found.weights, tmp_path / "base.gguf")
     trained = aligned(base, tmp_path / "run" / "dpo", 4, 2e-3, four_bit=True)
-    _differs_as_trained(base, trained, tmp_path)
-
-
-def _differs_as_trained(base: Model, trained: Path, folder: Path) -> None:
-    """Both files say of a text what torch says, write another text than the base, and the proof counts in NF4, as trained."""
     for merge in ("always", "never"):
-        proof = export(base, trained, folder / merge / "export", merge, four_bit=True)["proof"]
-        assert proof["torch"] == "nf4"
-        assert proof["mean_difference"] < proof["tolerance"], merge
-        assert proof["adapter_change_correlation"] > 0.8
+        proof = export(base, trained, tmp_path / merge / "export", merge)["proof"]
+        assert proof["mean_difference"] < 0.02, merge
+        assert proof["adapter_change_correlation"] > 0.99
+        assert proof["mean_change_from_base"] > 5 * proof["mean_difference"]
         assert proof["greedy_text_differs_from_base"]
 
 

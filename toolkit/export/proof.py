@@ -22,8 +22,9 @@ from toolkit.narrative.writing import write_prompt
 F16_TOLERANCE = 0.02
 TOLERANCE = {"F16": 0.02, "Q8_0": 0.2, "Q6_K": 0.3, "Q5_K_M": 0.6, "Q4_K_M": 0.9}
 COARSEST = 1.5  # for a base GGUF of a kind that we do not make
-# What torch's own way of holding the base adds: NF4 where it was trained so, 16 bits where 32 do not fit.
-TORCH_TOLERANCE = {"float32": 0.0, "float16": 0.05, "bfloat16": 0.1, "nf4": 0.9}
+# What torch's own way of holding the base adds: NF4 where it was trained so (1.05 measured on the embedded mixture, with half as
+# much again: the correlation below is what holds there), 16 bits where 32 do not fit.
+TORCH_TOLERANCE = {"float32": 0.0, "float16": 0.05, "bfloat16": 0.1, "nf4": 1.5}
 # Correlation of what training changed in each token's log-probability, in torch and in llama.cpp. Rounding, of the base's
 # GGUF or of NF4, bends the change itself: after a light training of the embedded mixture Q8_0 leaves 0.84, Q4_K_M 0.46
 # (docs/results.md). A change that has nothing to do with training's is at 0 ± 0.1 over so many tokens.

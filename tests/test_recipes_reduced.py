@@ -17,8 +17,8 @@ from toolkit.records import PreferencePair
 from toolkit.runner import plan
 
 RECIPES = sorted(p.stem for p in recipes_folder().glob("*.yaml"))
-# one recipe a model: what an export does depends on the architecture
-EXPORTED = {load_recipe(n).model.id: n for n in reversed(RECIPES)}.values()
+# what an export does depends on the architecture; of these llama.cpp's converter knows the embedded model's tokenizer
+EXPORTED = ("diverse-small", "diverse-ddpo", "plottwist-24gb")
 ON_CPU = [n for n in RECIPES if load_recipe(n).model.id == "embedded"]
 CARDS = {"t4": 15.0, "12gb": 12.0, "16gb": 16.0}
 ATTENTION, MLP = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}

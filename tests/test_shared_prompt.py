@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import trl.trainer.dpo_trainer  # noqa: F401 (it takes utils.use_adapter for its own before that is replaced here)
 from trl.trainer import utils
 
 from toolkit.models.load import load_model, load_tokenizer, lora_config

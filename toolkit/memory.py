@@ -154,6 +154,10 @@ class Run:
             step |= turns
         elif turns and turns[longest] > sum(step.values()):
             step = {longest: turns[longest]}
+        if not self.gpu:
+            step["freed and kept"] = FREED * sum(step.values())
+            if self.recipe.model.four_bit and not self.sizes.moe and self.file() > sum(step.values()):
+                step = {"a file of weights": self.file()}  # read whole while it is quantised
         parts = {
             "weights": found.weights,
             "adapter": found.adapter,
@@ -166,10 +170,15 @@ class Run:
         scratch = {"checkpoints": 3 * (found.adapter + found.optimiser) / GIB}
         base = {"python and torch": TRAINS, **({"distances": EMBEDS} if "tripwire's look" in turns else {})}
         if not self.gpu:
-            parts["freed and kept"] = FREED * sum(step.values()) / GIB
             return Use(ram={**base, **parts}, kept=adapter, scratch=scratch)
         ram = {**base, "CUDA's libraries": HOST, "a file of weights": min(SHARD, self.sizes.total * 2 / GIB)}
         return Use({"CUDA": CUDA_CONTEXT, **parts}, ram, adapter, scratch)
+
+    def file(self) -> float:
+        """Bytes of the largest file of weights: where they are on this machine, else as the hub has them."""
+        folder = self.model.weights
+        here = [p.stat().st_size for p in folder.glob("*.safetensors")] if isinstance(folder, Path) else []
+        return max(here, default=min(SHARD * GIB, self.sizes.total * 2.0))
 
     def cache(self, rows: int, tokens: int) -> float:
         """Bytes of keys and values of answers that transformers writes side by side."""

@@ -87,8 +87,9 @@ def test_a_reference_that_is_not_the_base_is_noticed(tiny, tmp_path, monkeypatch
         train_dpo(resolve(str(tiny)), PAIRS, settings(alpha=800), WEIGHTS, tmp_path)
 
 
-def test_in_four_bits_it_learns_the_pairs_too(tiny, tmp_path):
-    train_dpo(resolve(str(tiny)), PAIRS, settings(), ModelSettings(dtype="float32", four_bit=True), tmp_path)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_in_four_bits_it_learns_the_pairs_too(tiny, tmp_path, dtype):
+    train_dpo(resolve(str(tiny)), PAIRS, settings(), ModelSettings(dtype=dtype, four_bit=True), tmp_path)
     rows = read_metrics(tmp_path)
     assert rows[0]["rewards/margins"] == 0
     assert rows[-1]["loss"] < 0.5

@@ -175,7 +175,7 @@ RUN = {"model": 0.95, "candidates": 0.81, "ratings": 0.81, "reward": 2.16, "pair
 
 
 def test_the_stages_of_a_run_that_was_measured_are_told_to_within_10_percent():
-    """One process, one stage after the other, in bfloat16 (docs/results.md). Its dpo stage, with a tripwire, was not: -14 %."""
+    """One process, one stage after the other, in bfloat16 (docs/results.md). Its dpo stage, with a tripwire, was not: −15 %."""
     stages = {s.name: s.peak("ram") for s in fit(load_recipe("quickstart", ["model.dtype=bfloat16"]), 0, 64).stages}
     print({n: round(v, 3) for n, v in stages.items()})
     assert {n: stages[n] for n in RUN} == pytest.approx(RUN, rel=0.1)

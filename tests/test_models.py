@@ -3,7 +3,7 @@
 import pytest
 
 from toolkit.errors import UserError
-from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config
+from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config, prepare_four_bit
 from toolkit.models.resolve import Model, resolve
 from toolkit.recipe import LoraSettings
 
@@ -28,16 +28,26 @@ def test_a_lora_target_that_matches_nothing_is_refused_with_what_there_is(tiny):
 def test_four_bits_train_on_cpu_and_only_the_adapter_moves(tiny):
     import torch
     from bitsandbytes.nn import Linear4bit
-    from peft import get_peft_model, prepare_model_for_kbit_training
+    from peft import get_peft_model
 
     model = load_model(resolve(str(tiny)), dtype="float32", four_bit=True)
     assert isinstance(model.model.layers[0].mlp.up_proj, Linear4bit)
-    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    prepare_four_bit(model)
     model = get_peft_model(model, lora_config(model, LoraSettings(r=4)))
     ids = torch.arange(20)[None] + 100
     model(input_ids=ids, labels=ids).loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     assert all("lora_" in n for n, p in model.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [("bfloat16", "bfloat16"), ("float16", "float32")])
+def test_embeddings_of_a_dense_model_in_4_bits_become_float32_only_where_float16_might_overflow(tiny, dtype, kept):
+    import torch
+
+    model = load_model(resolve(str(tiny)), dtype=dtype, four_bit=True)
+    prepare_four_bit(model)
+    assert model.get_input_embeddings().weight.dtype == model.model.norm.weight.dtype == getattr(torch, kept)
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 def test_pickled_weights_are_refused(tmp_path):

@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--last-layers", type=int, default=12, help="0 is all")
     parser.add_argument("--tokens", type=int, default=0, help="repeat the answers to this length (0: as they are)")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--model", default="embedded", help="of the embedded model's tokenizer")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     import tempfile
@@ -65,7 +66,7 @@ def main() -> None:
     from toolkit.models.resolve import resolve
     from toolkit.recipe import DpoSettings, LoraSettings, ModelSettings
 
-    base = resolve("embedded")
+    base = resolve(args.model)
     pairs = pairs_of(round(args.steps * args.batch / args.epochs), 170)
     if args.tokens:
         tokenizer = load_tokenizer(base)

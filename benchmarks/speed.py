@@ -41,7 +41,7 @@ def plots(count: int):
 
 def write() -> Iterator[Side]:
     """Writing, tokens/s: 64 answers of at most 150 tokens to 8 premises. llama-cpp-python's own loop writes 8 of them, with the file
-    as packaged; transformers' generate 8 to one premise side by side, its fastest."""
+    as packaged; transformers' generate 8 to one premise, and a single one."""
     import llama_cpp
     import torch
 
@@ -65,13 +65,14 @@ def write() -> Iterator[Side]:
     model, tokenizer = load_model(resolve("embedded")).eval(), load_tokenizer(resolve("embedded"))
     ids = tokenizer.apply_chat_template(prompts[0], add_generation_prompt=True, return_tensors="pt", return_dict=True)
 
-    def generate():
+    def generate(answers: int):
         with torch.inference_mode():
             out = model.generate(**ids, do_sample=True, temperature=0.8, min_p=0.05, top_k=0, max_new_tokens=150,
-                                 num_return_sequences=8, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+                                 num_return_sequences=answers, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
         return {"units": count(tokenizer.batch_decode(out[:, ids["input_ids"].shape[1] :], skip_special_tokens=True))}
 
-    yield "transformers", generate
+    yield "transformers, 8 at once", lambda: generate(8)
+    yield "transformers, one at a time", lambda: generate(1)
     engine.close()
 
 
@@ -165,7 +166,7 @@ def start() -> Iterator[Side]:
 
 
 WORK = {"write": write, "judge": judge, "score": score, "dpo": dpo, "same": same, "start": start}
-TARGETS = {("write", "llama-cpp-python"): 3, ("write", "transformers"): 6, ("judge", "single calls"): 4,
+TARGETS = {("write", "llama-cpp-python"): 3, ("write", "transformers, 8 at once"): 6, ("write", "transformers, one at a time"): 6, ("judge", "single calls"): 4,
            ("score", "one at a time"): 3, ("dpo", "TRL, its defaults"): 1.8}  # fmt: skip
 
 

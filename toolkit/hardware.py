@@ -23,7 +23,7 @@ def prepare_environment(offline: bool = False) -> None:
     OMP_WAIT_POLICY=passive: spinning OpenMP threads starve llama.cpp on small machines (measured: up to 20x). But a thread that
     sleeps at once at each of the hundreds of barriers of a step has to be woken at each: 23 ms a token on two cores where one
     takes 12. GOMP_SPINCOUNT=300, a few microseconds of waiting first: 9 ms, and 62 instead of 76 for a token of sixteen answers;
-    with a busy neighbour on one of the two cores 0 to 7 % slower than not waiting (at 1000: up to 60 %, at 3000: 2.5 times).
+    with a busy neighbour on one of the two cores 3 to 15 % slower than not waiting (at 1000: up to 77 %, at 3000: 2.5 times).
     Telemetry of the libraries we stand on is switched off; `offline` forbids the model hub altogether.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -1,7 +1,7 @@
 """llama.cpp in this process: GGUF files on CPU or GPU, several answers decoded side by side.
 
-Why the low-level API: llama-cpp-python's high-level `Llama` decodes one sequence at a time (44 tokens/s here for
-the embedded model, against 180 for eight at once). Prompts that begin alike share that beginning: it is decoded
+Why the low-level API: llama-cpp-python's high-level `Llama` decodes one sequence at a time (102 tokens/s here for
+the embedded model, against 237 for sixteen at once). Prompts that begin alike share that beginning: it is decoded
 once and copied to the others in the cache.
 """
 
@@ -29,7 +29,9 @@ from toolkit.engines.schema import Mask
 from toolkit.errors import Stopped, UserError
 from toolkit.hardware import physical_cores
 
-SIDE_BY_SIDE = 16  # sequences decoded at once
+SIDE_BY_SIDE = (
+    16  # sequences decoded at once; 24 and 32 are no faster once each has 100 tokens behind it (docs/results.md, Speed)
+)
 
 
 class LlamaEngine:

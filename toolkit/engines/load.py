@@ -106,7 +106,7 @@ def _in_f16(path: Path) -> Path | None:
     """The embedded model's weights in F16 (271 MB), made once into the cache; None where the disk has no room for them.
 
     llama.cpp has fast products for F16 on every CPU and none for Q4_1, which the package holds: prompts are read twice as fast and
-    sixteen answers written a quarter faster. F16 takes the weights as they are, so only the products are rounded otherwise, and
+    sixteen answers written a third faster. F16 takes the weights as they are, so only the products are rounded otherwise, and
     less: verdicts are within 0.011 nats of those computed in float32, against 0.26 (docs/results.md, Speed).
     """
     import llama_cpp as C

@@ -80,21 +80,21 @@ def test_two_servers_share_a_run_and_one_killed_midway_loses_and_doubles_nothing
     write_jsonl(tmp_path / "premises" / "plots.jsonl", [])
 
     facts = stages.candidates(recipe, Work(tmp_path, tmp_path / "candidates", ()))
-    assert sum(s.answers for s in servers) == facts["asked"] == 6
+    assert sum(s.answers for s in servers) == facts["asked"] == 6  # four at once each
     assert min(s.answers for s in servers) >= 1
     written = [p.id for p in read_jsonl(tmp_path / "candidates" / "candidates.jsonl", Plot)]
     assert len(set(written)) == len(written) == facts["candidates"] == 6 - facts["left_out"] > 0
     plots = [
         Plot(f"p{i}-{k}", f"Ama keeps {what} {k}. Then she lets them go.")
         for i, what in enumerate(["bees", "light"])
-        for k in range(3)
+        for k in range(2)
     ]
     write_jsonl(tmp_path / "candidates" / "candidates.jsonl", plots)  # these are short, and their number is known
 
     before, doomed = [s.answers for s in servers], servers[1]
 
     def kill_at_work():
-        while doomed.answers < before[1] + 8:
+        while doomed.answers < before[1] + 5:
             time.sleep(0.05)
         doomed.kill()
 
@@ -106,8 +106,8 @@ def test_two_servers_share_a_run_and_one_killed_midway_loses_and_doubles_nothing
     rated = read_jsonl(tmp_path / "ratings" / "ratings.jsonl", AspectRatings)
     assert [r.plot_id for r in rated] == [p.id for p in plots]
     assert all(len(r.scores) == 5 and not r.error for r in rated)
-    assert facts["rated"] == 6
+    assert facts["rated"] == 4
     answered = [s.answers - n for s, n in zip(servers, before, strict=True)]
-    assert answered[1] >= 8  # it took part, as it did before
-    # each of 60 questions is answered once; those that the killed one was at (4 at most) may have been answered and not heard
-    assert 60 <= sum(answered) <= 64
+    assert answered[1] >= 5  # it took part, as it did before
+    # each of 40 questions is answered once; those that the killed one was at (4 at most) may have been answered and not heard
+    assert 40 <= sum(answered) <= 44

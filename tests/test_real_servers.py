@@ -31,8 +31,9 @@ class Served:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.log, self.url = log, f"http://127.0.0.1:{self.port}/v1"
-        # logits of all tokens: without them this server gives no log-probabilities; a new request must not end another
-        settings = {"model": embedded_gguf(), "port": self.port, "n_ctx": 768, "n_threads": 1}
+        # logits of all tokens: without them this server gives no log-probabilities (it makes them of the whole context each time,
+        # so that is short); a new request must not end another
+        settings = {"model": embedded_gguf(), "port": self.port, "n_ctx": 256, "n_threads": 1}
         settings |= {"logits_all": True, "interrupt_requests": False}
         words = [w for key, value in settings.items() for w in (f"--{key}", str(value))]
         command = [sys.executable, "-m", "llama_cpp.server", *words]

@@ -5,6 +5,8 @@ import os
 
 os.environ.setdefault("FABLESMITH_QUIET", "1")
 os.environ["FABLESMITH_VERDICTS"] = "off"  # what is tested is judged
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: two threads in each would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from toolkit.hardware import prepare_environment
 
@@ -16,6 +18,12 @@ import pytest  # noqa: E402
 
 PLOTS = Path(__file__).resolve().parents[1] / "toolkit" / "data" / "plots.jsonl"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """One word that names an engine → the engine."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -132,7 +133,8 @@ def _in_f16(path: Path) -> Path | None:
     except OSError:
         return None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # no folder, nothing in it
+            partial.unlink()
     return made
 
 

@@ -44,7 +44,7 @@ def test_a_held_training_counts_its_reference_and_whoever_tells_the_risks():
         return Run(load_recipe("quickstart", sets), 0.0).use("dpo")
 
     plain, probe = dpo(), dpo("safety={signal: probe}")
-    assert probe.ram["reference's states and logits"] > 0.5
+    assert probe.ram["logits"] > plain.ram["logits"] + 0.5
     assert sum(probe.ram.values()) > sum(plain.ram.values())
     read = dpo("safety={signal: critic, critic: qwen3-8b}")
     assert sum(read.ram.values()) > 5, "an 8B critic is open in this stage, before the training"
@@ -130,7 +130,7 @@ def test_dense_dpo_is_counted_a_pair_at_a_time_and_a_mixtures_a_batch_at_a_time(
 def test_a_training_that_is_held_is_counted_the_plain_way():
     held = Run(load_recipe("quickstart", ["safety.signal=constant"]), 0)
     assert held.pairs_apart() == "held by risk"
-    assert held.use("dpo").ram["reference's states and logits"] > 0.8
+    assert held.use("dpo").ram["logits"] > 0.8
     assert held.use("dpo").ram["activations"] > 1.5 * Run(load_recipe("quickstart"), 0).use("dpo").ram["activations"]
 
 
@@ -159,7 +159,8 @@ def test_states_of_lower_layers_are_kept_where_there_is_a_second_epoch():
 
 
 @pytest.mark.parametrize(
-    ("case", "gib"), [("dpo", 1.56), ("dpo-nf4", 1.53), ("reward", 2.55), ("sft", 3.98), ("grpo", 5.66)]
+    ("case", "gib"),
+    [("dpo", 1.56), ("dpo-nf4", 1.53), ("dpo-held", 3.23), ("reward", 2.55), ("sft", 3.98), ("grpo", 5.66)],
 )
 def test_a_peak_that_was_measured_is_told_to_within_10_percent(case, gib, monkeypatch):
     """Peaks of resident memory as benchmarks/fit_against_measured.py prints them (docs/results.md)."""

@@ -256,7 +256,8 @@ class Run:
         else:
             found = self.step(1, tokens, lora, passes=self.passes(), **more)
             kept = self.kept_states(lora)
-        beside = ({"reference adapter": found.adapter} if greeting else {}) | self.holding(g.batch * tokens)
+        found, states = self.held(found, g.batch * tokens)
+        beside = ({"reference adapter": found.adapter} if greeting else {}) | states
         if self.recipe.tripwire.every and not self.recipe.pairs.file:
             beside["reward model"] = self._read_reward(greeting)
         most = self.recipe.grpo.max_tokens if greeting else self.recipe.candidates.max_tokens
@@ -336,20 +337,21 @@ class Run:
         held = self.recipe.safety.signal != "none"  # its own loss makes logits in blocks, and reads the reference too
         more = {"head": "states", "reference": True} if held else {"answer": tokens - PROMPT // 2}
         found = self.step(g.batch, tokens, g.lora, checkpointing=g.gradient_checkpointing, **more)
-        return self.train(found, self.holding(g.batch * tokens))
+        return self.train(*self.held(found, g.batch * tokens))
 
-    def holding(self, tokens: int) -> dict[str, float]:
-        """part → bytes of what holds a training to its reference: the same weights' last states, and blocks of logits.
+    def held(self, found: "Trained", tokens: int) -> tuple["Trained", dict[str, float]]:
+        """(`found` with the logits by which it is held to its reference, the last states of both that stay beside).
 
-        At the peak fourteen blocks' worth was alive, head's and softmaxes' copies among them (benchmarks/safety_loss.py, one
-        block); a reference adapter counts where there is one.
+        At the peak fourteen blocks' worth of logits was alive, head's and softmaxes' copies among them (benchmarks/safety_loss.py,
+        one block), and never at once with the loss's own. A reference adapter counts where there is one.
         """
         if self.recipe.safety.signal == "none":
-            return {}
+            return found, {}
         from toolkit.models.anchor import BLOCK
 
-        block = min(BLOCK, 4 * tokens * self.sizes.vocabulary)
-        return {"reference's states and logits": 14.0 * block + 2 * tokens * self.sizes.hidden * self.each}
+        blocks = 14.0 * min(BLOCK, 4 * tokens * self.sizes.vocabulary)
+        states = {"reference's states": 2 * tokens * self.sizes.hidden * self.each}
+        return dataclasses.replace(found, logits=max(found.logits, blocks)), states
 
     def _risk(self) -> Use:
         """The probe reads prompts through transformers, then the critic answers through llama.cpp."""
@@ -381,7 +383,8 @@ class Run:
         writing = self.cache(answers, tokens) + max(
             prefill.activations + prefill.unpacked, 4.0 * answers * self.sizes.vocabulary * 4
         )
-        beside = {"reference adapter": found.adapter} | self.holding(min(g.mini_batch, answers) * g.max_tokens)
+        found, states = self.held(found, min(g.mini_batch, answers) * g.max_tokens)
+        beside = {"reference adapter": found.adapter} | states
         if "model" in g.rewards:
             beside["reward model"] = self._read_reward(True)
         use = self.train(found, beside, {"writing": writing, "tripwire's look": self.look(g.max_tokens)})

@@ -125,3 +125,20 @@ def test_memory_that_a_stage_freed_is_given_back_when_asked():
     kept = psutil.Process().memory_info().rss
     release_memory()
     assert psutil.Process().memory_info().rss < kept - 150e6
+
+
+def test_checkpointing_asks_no_gradient_of_what_lies_below_the_adapter(tiny):
+    """transformers and peft make the embeddings of a checkpointed model require gradients."""
+    import torch
+    from peft import get_peft_model
+
+    from toolkit.models.load import checkpoint, load_model, lora_config
+    from toolkit.recipe import LoraSettings
+
+    model = load_model(resolve(str(tiny)), dtype="float32")
+    checkpoint(model)
+    model = get_peft_model(model, lora_config(model, LoraSettings(4, 8, last_layers=1))).train()
+    ids = torch.tensor([[1, 5, 9]])
+    assert not model.get_input_embeddings()(ids).requires_grad
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

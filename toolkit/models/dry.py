@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from toolkit.models.anchor import BLOCK
 from toolkit.models.experts import expert_weights, is_experts
-from toolkit.models.load import lora_config
+from toolkit.models.load import checkpoint, lora_config
 from toolkit.models.sizes import on_meta
 from toolkit.recipe import LoraSettings
 
@@ -155,7 +155,7 @@ def _model(config, job: Job, layers: int):
     if job.four_bit:
         _as_four_bit(model, dtype)
     if job.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint(model)
     if job.lora is None:
         return model.eval()
     from peft import get_peft_model

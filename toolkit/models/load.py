@@ -156,6 +156,16 @@ def _load_plain(model: Model, kind, chosen: torch.dtype, four_bit: bool, scoring
             transformers_logging.set_verbosity(before)
 
 
+def checkpoint(model) -> None:
+    """Gradient checkpointing, without making the embeddings require gradients.
+
+    transformers does that when it is switched on, and peft when it wraps such a model; only reentrant checkpointing needs it. LoRA on the last layers would pay for a backward pass through all of them, and keep the states of all.
+    """
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare.enable_input_require_grads = lambda: None
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
 def prepare_four_bit(model) -> None:
     """Make a model that was loaded in 4 bits ready for an adapter: frozen.
 

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from toolkit import together
 from toolkit.errors import ProofError, UserError
 from toolkit.models.audit import require_four_bit
-from toolkit.models.load import load_model, lora_config, pick_dtype, prepare_four_bit, wear, weights_folder
+from toolkit.models.load import checkpoint, load_model, lora_config, pick_dtype, prepare_four_bit, wear, weights_folder
 from toolkit.models.resolve import Model
 from toolkit.models.unsloth_road import Road, accelerated
 from toolkit.progress import bar, say
@@ -74,9 +74,7 @@ def policy(
     if weights.four_bit:
         prepare_four_bit(model)
     if checkpointing:
-        # not through TRL's flag: that makes the embeddings require gradients, and LoRA on the last layers would pay
-        # for a backward pass through all of them
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint(model)
     if start is None:
         return model, lora_config(model, lora)
     return wear(model, start, trainable=True), None

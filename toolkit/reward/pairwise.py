@@ -15,7 +15,7 @@ import torch
 
 from toolkit.engines.base import defused
 from toolkit.errors import UserError
-from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config, prepare_four_bit, wear
+from toolkit.models.load import checkpoint, fingerprint, load_model, load_tokenizer, lora_config, prepare_four_bit, wear
 from toolkit.models.resolve import Model, resolve
 from toolkit.models.training import FirstGradients, Log, in_float32, last_checkpoint, passes, trainer_settings
 from toolkit.progress import bar
@@ -122,7 +122,7 @@ def train_pairwise(
     if weights.four_bit:
         prepare_four_bit(model)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint(model)
     args = trainer_settings(out, seed=seed, **passes(settings))
     trainer = RewardTrainer(
         model=model,

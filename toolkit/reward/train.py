@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from toolkit.models.load import checkpoint
 from toolkit.models.training import FirstGradients, Log, last_checkpoint, trainer_settings
 from toolkit.narrative.dimensions import HALF, KEYS, MIDDLE
 from toolkit.recipe import RewardSettings
@@ -51,7 +52,7 @@ def train_reward(
             features = model.features(texts, progress="linear probe")
         inner.head.modules_to_save["default"].fit_ridge(features, targets, weights, settings.ridge)
     if settings.gradient_checkpointing:
-        inner.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint(inner.backbone)
     for parameter in module.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # low-precision optimiser states lose small steps

@@ -84,12 +84,17 @@ def against(found: dict[str, list[dict]], other: str) -> None:
 
 def chart(all_points: dict, reference: dict, shown: list[tuple]) -> str:
     """A panel a setting: loss on the task against compliance with harm, a cross of 95 % intervals for each control."""
-    figure, axes = _figure(4.6 * len(shown), 4.0)
+    wide = min(3, len(shown))
+    high = -(-len(shown) // wide)
+    figure, axes = _figure(4.2 * wide, 3.8 * high)
     axes.remove()
     controls = list(dict.fromkeys(c for key in shown for c in all_points[key]))
     looks = {c: (MANY[(i + 1) % len(MANY)], MARKS[i % len(MARKS)]) for i, c in enumerate(controls)}
-    panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
-    for axes, key in zip(panels, shown, strict=True):
+    rows = figure.subplots(high, wide, squeeze=False, sharey=True)
+    panels = rows.ravel()
+    for axes in panels[len(shown) :]:
+        axes.remove()
+    for axes, key in zip(panels, shown, strict=False):
         axes.patch.set_alpha(0)
         axes.grid(color=QUIET, linewidth=0.5)
         ref = 100 * reference["harmful"][COMPLIANCE][0]
@@ -101,10 +106,16 @@ def chart(all_points: dict, reference: dict, shown: list[tuple]) -> str:
             axes.plot([x[0], x[0]], [100 * y[1], 100 * y[2]], color=colour, linewidth=1, alpha=0.5)
             axes.plot(x[0], 100 * y[0], mark, color=colour, markersize=8, label=control)
         axes.set_title(SETTINGS[key], fontsize=10, color=INK)
-        axes.set_xlabel("loss on held-out greetings, nats a token (left is better)")
         axes.set_ylim(-3, 103)
-    panels[0].set_ylabel("harmful requests complied with, % (low is better)")
-    named = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    for row in rows:
+        row[0].set_ylabel("harmful requests complied with, %\n(low is better)")
+    for axes in panels[max(0, len(shown) - wide) : len(shown)]:
+        axes.set_xlabel("loss on held-out greetings,\nnats a token (left is better)")
+    named = {
+        label: handle
+        for axes in panels[: len(shown)]
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.tight_layout()
     figure.legend(named.values(), named.keys(), frameon=False, loc="upper left", bbox_to_anchor=(1.0, 0.97))
     return _svg(figure, "Safety against utility for each way of holding a training")

@@ -14,6 +14,8 @@ SEND = """element.addEventListener('click', (event) => {
 # For what answers within a blink. gradio's queue closes a page's stream when its last event ends, and a click that comes
 # just then waits for ever on the closed one: so nothing quick goes through the queue, least of all after a long answer.
 AT_ONCE = {"show_progress": "hidden", "queue": False}
+# For what streams from the desk, which has a queue of its own.
+STREAMED = {"show_progress": "hidden", "concurrency_limit": None}
 
 
 def esc(text: object) -> str:

@@ -123,14 +123,13 @@ def build(house: House, words: Words) -> Tab:
     def halt(request: gr.Request):
         house.desk.stop(request.session_hash)
 
-    hidden = {"show_progress": "hidden", "concurrency_limit": None}
     given = [a, b, own, size, temperature]
-    go.click(compare, [yes, *given], out, **hidden)
+    go.click(compare, [yes, *given], out, **parts.STREAMED)
     stop.click(halt, None, None, **parts.AT_ONCE)
     for name, button in buttons.items():
         voted = button.click(voting(name), [pair, last], [state, pair, last, ballot, again, undo], **parts.AT_ONCE)
         voted = voted.then(counted, None, figures, **parts.AT_ONCE)
-        voted.then(compare, [again, *given], out, **hidden)
+        voted.then(compare, [again, *given], out, **parts.STREAMED)
     undo.click(take_back, last, [state, last, undo], **parts.AT_ONCE).then(counted, None, figures, **parts.AT_ONCE)
     count.expand(counted, None, figures, **parts.AT_ONCE)
     return Tab([a, b])

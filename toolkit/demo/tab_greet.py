@@ -73,13 +73,7 @@ def build(house: House, words: Words) -> Tab:
     def halt(session: gr.Request):
         house.desk.stop(session.session_hash)
 
-    go.click(
-        greet,
-        [request, n, model, temperature],
-        [state, shown, go, stop],
-        show_progress="hidden",
-        concurrency_limit=None,
-    )
+    go.click(greet, [request, n, model, temperature], [state, shown, go, stop], **parts.STREAMED)
     stop.click(halt, None, None, **parts.AT_ONCE)
     examples.click(example, None, request, **parts.AT_ONCE)
     return Tab([model])

@@ -76,7 +76,7 @@ def build(house: House, words: Words) -> Tab:
     def halt(request: gr.Request):
         house.desk.stop(request.session_hash)
 
-    go.click(judge, [text, model, closely], [state, shown, go, stop], show_progress="hidden", concurrency_limit=None)
+    go.click(judge, [text, model, closely], [state, shown, go, stop], **parts.STREAMED)
     stop.click(halt, None, None, **parts.AT_ONCE)
     upload.upload(read, upload, [state, text], **parts.AT_ONCE)
     return Tab([model])

@@ -190,8 +190,9 @@ def build(house: House, words: Words) -> Tab:
     def as_markdown(premise, text, model):
         return drafting.markdown(premise or "", text or "", f"Fablesmith · {model}")
 
-    hidden = {"show_progress": "hidden", "concurrency_limit": None}
-    go.click(write, fields, [state, shown, drafts, go, stop], **hidden).then(list_past, None, entries, **parts.AT_ONCE)
+    go.click(write, fields, [state, shown, drafts, go, stop], **parts.STREAMED).then(
+        list_past, None, entries, **parts.AT_ONCE
+    )
     for button in (stop, edit_stop):
         button.click(halt, None, None, **parts.AT_ONCE)
     for how, button in edits.items():
@@ -200,7 +201,7 @@ def build(house: House, words: Words) -> Tab:
             [story, caret, versions, *fields],
             [story, versions, edit_state, button, edit_stop],
             js=CARET,
-            **hidden,
+            **parts.STREAMED,
         )
     another.click(another_premise, None, premise, **parts.AT_ONCE)
     shown.click(take, drafts, [story, versions, editor, edit_state], **parts.AT_ONCE)

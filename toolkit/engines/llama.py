@@ -29,9 +29,8 @@ from toolkit.engines.schema import Mask
 from toolkit.errors import Stopped, UserError
 from toolkit.hardware import physical_cores
 
-SIDE_BY_SIDE = (
-    16  # sequences decoded at once; 24 and 32 are no faster once each has 100 tokens behind it (docs/results.md, Speed)
-)
+# sequences decoded at once; 24 and 32 are no faster once each has 100 tokens behind it (docs/results.md, Speed)
+SIDE_BY_SIDE = 16
 
 
 class LlamaEngine:
@@ -428,10 +427,8 @@ class _Queue:
             for index, (p, item) in enumerate(part):
                 for k, sampling in enumerate(self.samplings if item[3] else ()):
                     i = p * self.n + k
-                    self.drawings[i], self.answers[i] = (
-                        engine._drawing(sampling, sampling.seed + i),
-                        _Answer(sampling.stop),
-                    )
+                    self.drawings[i] = engine._drawing(sampling, sampling.seed + i)
+                    self.answers[i] = _Answer(sampling.stop)
                     self.firsts[i] = self.drawings[i].next(engine._logits(index))
 
     def _begin(self, i: int, sequence: int) -> _Live:

@@ -72,6 +72,17 @@ def test_another_question_is_asked(gguf, call):
     assert engine.calls == 2
 
 
+def test_files_that_differ_in_their_middle_alone_are_other_weights(gguf):
+    """Two merged models whose training left the first and the last megabyte alone."""
+    end = b"-" * 2**20
+    gguf.write_bytes(end + b"one" + end)
+    open_one(gguf)[1].choose(ASK, ["1", "2"])
+    gguf.write_bytes(end + b"two" + end)
+    engine, memory = open_one(gguf)
+    memory.choose(ASK, ["1", "2"])
+    assert engine.calls == 1
+
+
 def test_other_weights_or_another_adapter_are_another_judge(gguf, tmp_path):
     open_one(gguf)[1].choose(ASK, ["1", "2"])
     adapted = Counting(gguf)

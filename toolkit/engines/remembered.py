@@ -24,24 +24,34 @@ TABLE = "verdicts (key blob unique, choices text)"
 
 def weights_of(engine: Engine, spec: str | Path) -> str:
     """What tells the weights behind `spec` from any other's; "" where nothing does (a server, a hub id)."""
+    files = _files(engine, spec)
+    return digest(files) if files else ""
+
+
+def _files(engine: Engine, spec: str | Path) -> list[Path]:
     gguf, folder = getattr(engine, "path", None), Path(spec)
     if gguf is not None:
-        return digest([gguf, *filter(None, [getattr(engine, "lora", None)])])
-    return digest([folder / "config.json", *sorted(folder.glob("*.safetensors"))]) if folder.is_dir() else ""
+        return [gguf, *filter(None, [getattr(engine, "lora", None)])]
+    return [folder / "config.json", *sorted(folder.glob("*.safetensors"))] if folder.is_dir() else []
 
 
 def remembered(engine: Engine, spec: str | Path) -> Engine:
     """`engine` with verdicts that are known again; itself where its weights cannot be told, or FABLESMITH_VERDICTS is off."""
-    weights = weights_of(engine, spec)
-    return Remembered(engine, weights) if weights and os.environ.get(OFF) != "off" else engine
+    files = _files(engine, spec)
+    return Remembered(engine, files) if files and os.environ.get(OFF) != "off" else engine
 
 
 class Remembered:
-    """An engine whose `choose` looks first whether the call is known. `asked` and `known` count calls."""
+    """An engine whose `choose` looks first whether the call is known. `asked` and `known` count calls.
 
-    def __init__(self, engine: Engine, weights: str):
+    Weights are told by the digest of their `files` and by when those were written: the digest sees a file's ends, which two
+    trainings of attention alone, merged, have in common.
+    """
+
+    def __init__(self, engine: Engine, files: list[Path]):
         self.engine, self.name, self.family = engine, engine.name, engine.family
-        self.by = [weights, *(package_version(name) for name in ("llama_cpp_python", "transformers"))]
+        versions = (package_version(name) for name in ("llama_cpp_python", "transformers"))
+        self.by = [digest(files), [file.stat().st_mtime_ns for file in files], *versions]
         self.path, self.asked, self.known = cache_dir() / "verdicts.sqlite", 0, 0
         self._try("delete from verdicts where rowid <= (select max(rowid) from verdicts) - ?", MOST)
 

@@ -8,7 +8,7 @@ import torch
 from mixtures import ARCHITECTURES, mixture, rounded, save_mixture
 
 from toolkit.errors import ProofError, UserError
-from toolkit.models.load import load_model, load_tokenizer, lora_config, wear
+from toolkit.models.load import checkpoint, load_model, load_tokenizer, lora_config, wear
 from toolkit.models.resolve import resolve
 from toolkit.models.training import FirstGradients, read_metrics
 from toolkit.preference.dpo import train_dpo
@@ -120,7 +120,7 @@ def test_gradients_through_4_bit_experts_are_those_of_their_16_bit_rounding(fold
     ids, found = torch.arange(60).view(2, 30) * 7 + 3, []
     for model in (packed, plain):
         torch.manual_seed(1)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint(model)
         model = get_peft_model(model, lora_config(model, lora)).train()
         for name, p in model.named_parameters():
             if "lora_B" in name:

@@ -44,8 +44,7 @@ def remembered(engine: Engine, spec: str | Path) -> Engine:
 class Remembered:
     """An engine whose `choose` looks first whether the call is known. `asked` and `known` count calls.
 
-    Weights are told by the digest of their `files` and by when those were written: the digest sees a file's ends, which two
-    trainings of attention alone, merged, have in common.
+    Weights are told by the digest of their `files` and by when those were written: the digest sees a part of a large file.
     """
 
     def __init__(self, engine: Engine, files: list[Path]):

@@ -163,7 +163,9 @@ def checkpoint(model) -> None:
     """
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     bare.enable_input_require_grads = lambda: None
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    renamed = hasattr(model, "activation_checkpointing_enable")  # transformers 5.24
+    enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def prepare_four_bit(model) -> None:

@@ -12,6 +12,7 @@ from toolkit.hardware import cache_dir
 EMBEDDED = "embedded"
 EMBEDDED_MOE = "embedded-moe"  # the same model, sparsely upcycled (models.upcycle)
 MADE = (EMBEDDED, EMBEDDED_MOE)  # ids whose weights are made here, into the cache
+END, LOOK, LOOKS = 1 << 20, 1 << 14, 1 << 10  # bytes of a file's ends and of a piece between them, and how many pieces
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,22 @@ def embedded_gguf() -> Path:
 
 
 def digest(files: list[Path]) -> str:
-    """Short hash of what model files are: sizes, first and last megabyte (whole files would take minutes)."""
+    """Short hash of what model files are, the same on every machine: sizes, first and last megabyte, and LOOKS pieces spread evenly
+    over what is between, since a whole file would take minutes.
+
+    Two models trained in attention alone have both ends in common once they are merged. But what was merged is whole tensors,
+    megabytes each, of every layer that was trained: a piece falls into some of them.
+    """
     found = hashlib.sha256()
     for file in files:
-        found.update(str(file.stat().st_size).encode())
+        size = file.stat().st_size
+        found.update(str(size).encode())
         with file.open("rb") as f:
-            found.update(f.read(1 << 20))
-            f.seek(max(0, file.stat().st_size - (1 << 20)))
-            found.update(f.read())
+            found.update(f.read(END))
+            between = range(END, size - END, max(LOOK, (size - 2 * END) // LOOKS))
+            for at in (*between, max(END, size - END)):
+                f.seek(at)
+                found.update(f.read(LOOK if at < size - END else END))
     return found.hexdigest()[:16]
 
 

@@ -32,8 +32,9 @@ def gguf(_) -> None:
     import torch
 
     from toolkit.engines.llama import LlamaEngine
-    from toolkit.export.gguf import convert, quantise
+    from toolkit.export.gguf import convert
     from toolkit.export.proof import TEXT
+    from toolkit.models.gguf_file import quantise
     from toolkit.models.load import load_model, weights_folder
     from toolkit.models.resolve import embedded_gguf, resolve
     from toolkit.narrative.writing import write_prompt

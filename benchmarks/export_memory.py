@@ -19,7 +19,7 @@ STEPS = {
     "merge": "from toolkit.export.merge import merge_adapter\nfrom toolkit.models.resolve import Model\n"
     "if go: merge_adapter(Model('m', Path('base')), Path('adapter'), Path('merged'))",
     "convert": "from toolkit.export.gguf import convert\nif go: convert(Path('merged'), Path('f16.gguf'))",
-    "quantise": "from toolkit.export.gguf import quantise\nimport llama_cpp\n"
+    "quantise": "from toolkit.models.gguf_file import quantise\nimport llama_cpp\n"
     "if go: quantise(Path('f16.gguf'), Path('q4.gguf'), 'Q4_K_M')",
 }
 

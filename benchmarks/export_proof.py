@@ -21,8 +21,9 @@ from toolkit.hardware import prepare_environment
 prepare_environment(offline=True)
 
 from toolkit.export import proof  # noqa: E402
-from toolkit.export.gguf import adapter_to_gguf, base_to_gguf, convert, quantise  # noqa: E402
+from toolkit.export.gguf import adapter_to_gguf, base_to_gguf, convert  # noqa: E402
 from toolkit.export.merge import merge_adapter  # noqa: E402
+from toolkit.models.gguf_file import quantise  # noqa: E402
 from toolkit.models.load import weights_folder  # noqa: E402
 from toolkit.models.resolve import resolve  # noqa: E402
 from toolkit.preference.dpo import train_dpo  # noqa: E402

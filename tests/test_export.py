@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import ProofError, UserError
-from toolkit.export.gguf import adapter_to_gguf, convert, quantise
+from toolkit.export.gguf import adapter_to_gguf, convert
 from toolkit.export.merge import merge_adapter
 from toolkit.export.proof import prove_export
+from toolkit.models.gguf_file import quantise
 from toolkit.models.load import load_model, lora_config
 from toolkit.models.resolve import Model
 from toolkit.recipe import LoraSettings

@@ -15,9 +15,9 @@ from toolkit.engines.llama import LlamaEngine
 from toolkit.engines.load import load_engine
 from toolkit.errors import UserError
 from toolkit.export.export import export_model
-from toolkit.export.gguf import adapter_to_gguf, base_to_gguf, quantise
+from toolkit.export.gguf import adapter_to_gguf, base_to_gguf
 from toolkit.export.merge import merge_adapter
-from toolkit.models.gguf_file import check_same_model, read_gguf
+from toolkit.models.gguf_file import check_same_model, quantise, read_gguf
 from toolkit.models.load import load_tokenizer, weights_folder
 from toolkit.models.resolve import Model, exported_adapter, exported_gguf, resolve
 from toolkit.narrative.writing import write_prompt

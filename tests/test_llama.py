@@ -7,8 +7,9 @@ import pytest
 
 from toolkit.engines.base import Sampling, defused
 from toolkit.engines.llama import LlamaEngine, _Answer, check_gguf, shared_beginning
-from toolkit.engines.load import _in_f16, load_engine
+from toolkit.engines.load import in_16_bits, load_engine
 from toolkit.errors import UserError
+from toolkit.models.gguf_file import fast_form
 from toolkit.models.resolve import embedded_gguf
 from toolkit.narrative.writing import write_prompt
 
@@ -32,22 +33,22 @@ def test_the_same_call_gives_the_same_answer_whatever_was_asked_before(engine):
     assert engine.generate(PROMPTS, 2, draw()) == first
 
 
-def test_the_embedded_model_computes_in_f16_under_its_packaged_files_name(engine):
+def test_the_embedded_model_computesin_16_bits_under_its_packaged_files_name(engine):
     """What a passport is of, and what a rating names, is the packaged file: the weights are the same."""
     assert engine.path == embedded_gguf()
     assert "Q4_1" in engine.name
     room = ctypes.create_string_buffer(128)
     engine.C.llama_model_desc(engine.model, room, len(room))
-    assert b"F16" in room.value
+    assert fast_form().encode() in room.value.split()
 
 
 def test_where_the_cache_takes_nothing_the_packaged_file_is_read(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("FABLESMITH_CACHE", str(tmp_path / "file"))
-    assert _in_f16(embedded_gguf()) is None
+    assert in_16_bits(embedded_gguf()) is None
     monkeypatch.setenv("FABLESMITH_CACHE", str(tmp_path))
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Disk", (), {"free": 2**20}))
-    assert _in_f16(embedded_gguf()) is None
+    assert in_16_bits(embedded_gguf()) is None
     assert not list((tmp_path / "gguf").iterdir())
 
 

@@ -156,8 +156,9 @@ def _texts(run: Path, recipe: dict, base, settings):
 
 
 def _convert(base, work: Path, gguf: Path, quantisation: str) -> None:
-    from toolkit.export.gguf import convert, quantise
+    from toolkit.export.gguf import convert
     from toolkit.export.merge import merge_adapter
+    from toolkit.models.gguf_file import quantise
 
     steps = bar(total=3, desc="export", unit="step")
     merge_adapter(base, work / "adapter", work / "merged")

@@ -40,7 +40,11 @@ class ModelSettings:
         "",
         "a GGUF of the same weights, for llama.cpp: a file or a name of the catalogue; made from the weights when empty",
     )
-    quantisation: str = setting("F16", "of the GGUF made when none is given", one_of=QUANTISATIONS)
+    quantisation: str = setting(
+        "F16",
+        "of the GGUF made when none is given; F16 may be BF16, where this CPU computes faster in it",
+        one_of=QUANTISATIONS,
+    )
     dtype: str = setting("auto", "of the frozen weights", one_of=("auto", "float32", "bfloat16", "float16"))
     kind: str = setting(
         "any", "what it must be: any, dense, moe (a mixture of experts)", one_of=("any", "dense", "moe")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -60,19 +61,22 @@ def base_of(work):
 def model(recipe: Recipe, work) -> dict:
     """model.json, and base.gguf unless the recipe names a GGUF: what writes the candidates and is compared at the end.
 
-    The embedded model's own file is not taken: llama.cpp reads its Q4_1 2.6 times slower than F16 (docs/results.md).
+    The embedded model's file is not taken as it is packaged, which llama.cpp reads slowly, but in 16 bits (engines.load.in_16_bits).
     """
+    from toolkit.engines.load import in_16_bits
     from toolkit.export.gguf import base_to_gguf
     from toolkit.models.catalogue import named_gguf
     from toolkit.models.gguf_file import check_same_model
     from toolkit.models.load import ensure_weights, fingerprint, weights_folder
-    from toolkit.models.resolve import resolve
+    from toolkit.models.resolve import EMBEDDED, resolve
 
     named = named_gguf(recipe.model.gguf)
     found = resolve(recipe.model.id)
     ensure_weights(found)
     if named:
         check_same_model(named, found)
+    elif found.id == EMBEDDED and recipe.model.quantisation == "F16" and (fast := in_16_bits(found.gguf)):
+        shutil.copyfile(fast, work.out / "base.gguf")
     else:
         base_to_gguf(weights_folder(found), recipe.model.quantisation, work.out / "base.gguf")
     facts = {"id": found.id, "gguf": str(named) if named else "base.gguf", "fingerprint": fingerprint(found)}

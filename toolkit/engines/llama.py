@@ -43,7 +43,8 @@ class LlamaEngine:
         gpu_layers: layers on the GPU where llama.cpp was built for one; -1 is all.
         experts_in_ram: a mixture's experts stay in the computer's memory whatever the GPU takes; `in_ram` names the
             tensors that llama.cpp kept there.
-        faster: a file of the same weights in a form that computes faster, to be opened instead; `path` and `name` stay.
+        faster: a file of the same weights in a form that computes faster, to be opened instead; `path` and `name` stay,
+            `opened` is the one that is read.
 
     Raises:
         UserError: the file is missing, truncated, not a GGUF, or has no chat template.
@@ -61,6 +62,7 @@ class LlamaEngine:
         import llama_cpp as C
 
         self.C, self.path, self.name = C, Path(path), f"llama.cpp:{Path(path).name}"
+        self.opened = Path(faster or path)
         check_gguf(self.path)
         silence(C)
         C.llama_backend_init()
@@ -69,7 +71,7 @@ class LlamaEngine:
         overrides = experts_to_ram(C) if experts_in_ram else None  # llama.cpp reads it while loading
         params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
         _overridden.clear()
-        self.model = C.llama_model_load_from_file(str(faster or self.path).encode(), params)
+        self.model = C.llama_model_load_from_file(str(self.opened).encode(), params)
         self.in_ram = tuple(_overridden)
         self.lora = Path(lora) if lora else None
         if not self.model:

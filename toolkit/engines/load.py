@@ -1,12 +1,10 @@
 """One word that names an engine → the engine."""
 
-import contextlib
-import os
 import shutil
 from pathlib import Path
 
 from toolkit.engines.base import Engine
-from toolkit.errors import UserError
+from toolkit.errors import FablesmithError, UserError
 
 ON, GPU_EXPERTS = ("auto", "cpu", "gpu"), ("auto", "all", "none")
 
@@ -58,7 +56,7 @@ def load_engine(
         from toolkit.models.catalogue import entry, fetch
 
         found = fetch(entry(text))
-        return _llama(found, *where, faster=_in_f16(found) if text == "embedded" else None)
+        return _llama(found, *where, faster=in_16_bits(found) if text == "embedded" else None)
     model = resolve(text)
     if lora:
         raise UserError(f"a GGUF adapter needs a GGUF model, and {text} is none", "give the base model's .gguf")
@@ -103,38 +101,27 @@ def _is_name(text: str) -> bool:
     return "/" not in text and "\\" not in text and text[:1] not in ("", ".", "~") and not Path(text).exists()
 
 
-def _in_f16(path: Path) -> Path | None:
-    """The embedded model's weights in F16 (271 MB), made once into the cache; None where the disk has no room for them.
+def in_16_bits(path: Path) -> Path | None:
+    """The embedded model's weights in 16 bits (271 MB), made once into the cache; None where the disk has no room for them.
 
-    llama.cpp has fast products for F16 on every CPU and none for Q4_1, which the package holds: prompts are read twice as fast and
-    sixteen answers written a third faster. F16 takes the weights as they are, so only the products are rounded otherwise, and
-    less: verdicts are within 0.011 nats of those computed in float32, against 0.26 (docs/results.md, Speed).
+    llama.cpp has fast products for BF16 or F16 (models.gguf_file.fast_form) and none for Q4_1, which the package holds: prompts are
+    read two to three times as fast, and sixteen answers written in half the time. Verdicts are within 0.011 nats of those computed
+    in float32 with F16, within 0.041 with BF16, against 0.26 as packaged (docs/results.md, Speed).
     """
-    import llama_cpp as C
-
-    from toolkit.engines.llama import silence
     from toolkit.hardware import cache_dir
+    from toolkit.models.gguf_file import fast_form, quantise
     from toolkit.models.resolve import digest
 
-    made = cache_dir() / "gguf" / f"{path.stem.rsplit('.', 1)[0]}-{digest([path])}.F16.gguf"
-    if made.is_file():
-        return made
-    partial = made.with_suffix(f".{os.getpid()}.partial")
-    try:
-        made.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(made.parent).free < 2**30:
+    form = fast_form()
+    made = cache_dir() / "gguf" / f"{path.stem.rsplit('.', 1)[0]}-{digest([path])}.{form}.gguf"
+    if not made.is_file():
+        try:
+            made.parent.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(made.parent).free < 2**30:
+                return None
+            quantise(path, made, form)
+        except (OSError, FablesmithError):
             return None
-        silence(C)
-        params = C.llama_model_quantize_default_params()
-        params.ftype, params.allow_requantize = C.LLAMA_FTYPE_MOSTLY_F16, True
-        if C.llama_model_quantize(str(path).encode(), str(partial).encode(), params):
-            return None
-        os.replace(partial, made)
-    except OSError:
-        return None
-    finally:
-        with contextlib.suppress(OSError):  # no folder, nothing in it
-            partial.unlink()
     return made
 
 

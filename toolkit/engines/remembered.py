@@ -44,13 +44,15 @@ def remembered(engine: Engine, spec: str | Path) -> Engine:
 class Remembered:
     """An engine whose `choose` looks first whether the call is known. `asked` and `known` count calls.
 
-    Weights are told by the digest of their `files` and by when those were written: the digest sees a part of a large file.
+    Weights are told by the digest of their `files` and by when those were written: the digest sees a part of a large file. In what
+    form an engine computes (LlamaEngine.opened) counts too: verdicts differ in their third digit.
     """
 
     def __init__(self, engine: Engine, files: list[Path]):
         self.engine, self.name, self.family = engine, engine.name, engine.family
         versions = (package_version(name) for name in ("llama_cpp_python", "transformers"))
-        self.by = [digest(files), [file.stat().st_mtime_ns for file in files], *versions]
+        form = getattr(engine, "opened", Path()).name
+        self.by = [digest(files), [file.stat().st_mtime_ns for file in files], form, *versions]
         self.path, self.asked, self.known = cache_dir() / "verdicts.sqlite", 0, 0
         self._try("delete from verdicts where rowid <= (select max(rowid) from verdicts) - ?", MOST)
 

@@ -5,11 +5,11 @@ import os
 import shutil
 from pathlib import Path
 
-from toolkit.export.gguf import adapter_to_gguf, convert, quantise
+from toolkit.export.gguf import adapter_to_gguf, convert
 from toolkit.export.merge import merge_adapter, weight_files
 from toolkit.export.proof import prove_export
 from toolkit.hardware import require_disk
-from toolkit.models.gguf_file import BITS, GgufFile, read_gguf
+from toolkit.models.gguf_file import BITS, GgufFile, quantise, read_gguf
 from toolkit.models.load import weights_folder
 from toolkit.models.resolve import Model
 from toolkit.progress import bar, say

@@ -13,7 +13,7 @@ from toolkit.errors import FablesmithError, UserError
 from toolkit.export.lora import read_adapter
 from toolkit.export.merge import read_header, weight_files
 from toolkit.hardware import require_disk
-from toolkit.models.gguf_file import BITS, read_gguf
+from toolkit.models.gguf_file import BITS, fast_form, quantise, read_gguf
 
 
 def convert(folder: Path, out: Path) -> None:
@@ -32,28 +32,12 @@ def convert(folder: Path, out: Path) -> None:
     os.replace(partial, out)
 
 
-def quantise(source: Path, out: Path, kind: str) -> None:
-    """f16 GGUF → GGUF of `kind`: Q8_0, Q6_K, Q5_K_M, Q4_K_M beside it; F16 renames it."""
-    import llama_cpp as C
-
-    from toolkit.engines.llama import silence
-    from toolkit.hardware import physical_cores
-
-    if kind == "F16":
-        os.replace(source, out)
-        return
-    silence(C)
-    partial = out.with_suffix(".quantising")
-    params = C.llama_model_quantize_default_params()
-    types = {"Q8_0": 7, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18}  # llama_ftype
-    params.ftype, params.nthread = types[kind], physical_cores()
-    if code := C.llama_model_quantize(str(source).encode(), str(partial).encode(), params):
-        raise FablesmithError(f"llama.cpp could not quantise {source} to {kind} (code {code})")
-    os.replace(partial, out)
-
-
 def base_to_gguf(folder: Path, kind: str, out: Path) -> None:
-    """Folder of safetensors → GGUF of `kind`, the f16 file between them taken away. UserError when the disk is too small."""
+    """Folder of safetensors → GGUF of `kind`, the f16 file between them taken away. UserError when the disk is too small.
+
+    "F16" is a 16-bit file: BF16 where llama.cpp computes faster in that (models.gguf_file.fast_form).
+    """
+    kind = fast_form() if kind == "F16" else kind
     parameters = sum(math.prod(t["shape"]) for file in weight_files(folder) for t in read_header(file).values())
     needed = parameters * (2 if kind == "F16" else 2 + BITS[kind] / 8) / 2**20
     what = f"a GGUF of {parameters / 1e9:.2g} billion parameters (model.gguf may name one that is there)"

@@ -1,19 +1,28 @@
-"""What a GGUF file says of itself, read from its header: sizes for placing it, names for putting an adapter on it."""
+"""What a GGUF file says of itself, read from its header: sizes for placing it, names for putting an adapter on it. And its kinds."""
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from toolkit.errors import UserError
+from toolkit.errors import FablesmithError, UserError
 from toolkit.models.resolve import Model
 
 EXPERTS = (
     r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # names of the tensors of a mixture's experts, as llama.cpp's own pattern
 )
 
-BITS = {"F16": 16.0, "Q8_0": 8.5, "Q6_K": 6.57, "Q5_K_M": 5.7, "Q4_K_M": 4.9}  # a weight, as llama.cpp mixes them
+BITS = {
+    "F16": 16.0,
+    "BF16": 16.0,
+    "Q8_0": 8.5,
+    "Q6_K": 6.57,
+    "Q5_K_M": 5.7,
+    "Q4_K_M": 4.9,
+}  # a weight, as llama.cpp mixes them
+FTYPE = {"F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15}  # llama_ftype
 
 
 @dataclass(frozen=True)
@@ -124,3 +133,37 @@ def check_same_model(path: Path, model: Model) -> None:
                 f"{path} is no GGUF of {model.id}: {key} is {here} there and {told[key]} here",
                 "model.gguf must hold the same weights as model.id",
             )
+
+
+def fast_form() -> str:
+    """The 16-bit form of weights in which llama.cpp computes faster here: "BF16" on a CPU with products for it, else "F16".
+
+    On two cores with AVX512-BF16 prompts are read 1.6 times as fast as in F16, and sixteen answers written 1.3 times (docs/results.md).
+    """
+    import llama_cpp as C
+
+    told = C.llama_print_system_info()
+    in_bf16 = b"AVX512_BF16 = 1" in told and b"LLAMAFILE = 1" in told  # llamafile's products are the ones that use it
+    return "BF16" if in_bf16 and not C.llama_supports_gpu_offload() else "F16"
+
+
+def quantise(source: Path, out: Path, kind: str) -> None:
+    """A GGUF → one of `kind` (a key of BITS); an F16 one that is to be F16 is moved. FablesmithError where llama.cpp cannot."""
+    import llama_cpp as C
+
+    from toolkit.engines.llama import silence
+    from toolkit.hardware import physical_cores
+
+    if kind == "F16" and read_gguf(source).quantisation == "F16":
+        os.replace(source, out)
+        return
+    silence(C)
+    partial = out.with_suffix(f".{os.getpid()}.quantising")
+    params = C.llama_model_quantize_default_params()
+    params.ftype, params.nthread, params.allow_requantize = FTYPE[kind], physical_cores(), True
+    try:
+        if code := C.llama_model_quantize(str(source).encode(), str(partial).encode(), params):
+            raise FablesmithError(f"llama.cpp could not quantise {source} to {kind} (code {code})")
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)

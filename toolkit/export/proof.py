@@ -20,7 +20,7 @@ from toolkit.narrative.writing import write_prompt
 # tensor, rope or tokenizer shows there. A quantised file is then allowed what quantising costs a model as small as the
 # embedded one, which is the most sensitive we ship (measured, docs/results.md), with half as much again.
 F16_TOLERANCE = 0.02
-TOLERANCE = {"F16": 0.02, "BF16": 0.06, "Q8_0": 0.2, "Q6_K": 0.3, "Q5_K_M": 0.6, "Q4_K_M": 0.9}
+TOLERANCE = {"F16": 0.02, "BF16": 0.03, "Q8_0": 0.2, "Q6_K": 0.3, "Q5_K_M": 0.6, "Q4_K_M": 0.9}
 COARSEST = 1.5  # for a base GGUF of a kind that we do not make
 # What torch's own way of holding the base adds: NF4 where it was trained so (1.05 measured on the embedded mixture, with half as
 # much again: the correlation below is what holds there), 16 bits where 32 do not fit.

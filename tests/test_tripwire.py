@@ -1,6 +1,7 @@
 """The tripwire: it stops what games its reward and puts back the last good adapter, and leaves healthy training alone."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -12,9 +13,11 @@ from toolkit.preference.grpo import train_grpo
 from toolkit.preference.tripwire import Tripwire, decide, repetition
 from toolkit.recipe import DpoSettings, GrpoSettings, LoraSettings, ModelSettings, TripwireSettings
 from toolkit.records import PreferencePair, read_jsonl
+from toolkit.stages import write_with
 
 WEIGHTS = ModelSettings(dtype="float32")
 PROBE = [f"Wish {name} luck." for name in ("Fay", "Gus", "Hal", "Ida", "Jo", "Kit", "Liv", "Max")]
+SHORT = DpoSettings(lora=LoraSettings(8, 16), batch=2, accumulate=1, epochs=4, lr=3e-2, save_every=1)
 REQUESTS = [{"prompt": f"Wish {name} well."} for name in ("Ada", "Bo", "Cy", "Di", "Eve")]
 PAIRS = [
     PreferencePair("Write.", "Ama dug until the root bled.", "Um, nothing."),
@@ -36,8 +39,9 @@ def apart(answers):
     return [1 - len(a & b) / max(1, len(a | b)) for a, b in sets]
 
 
-def wire(out, reward=the, judge=variety, every=1, **more) -> Tripwire:
-    return Tripwire(TripwireSettings(every=every, **more), PROBE, reward, judge, apart, out, seed=3, max_tokens=12)
+def wire(out, reward=the, judge=variety, every=1, writer=None, **more) -> Tripwire:
+    settings = TripwireSettings(every=every, **more)
+    return Tripwire(settings, PROBE, reward, judge, apart, out, seed=3, max_tokens=12, writer=writer)
 
 
 def grpo(tiny, out, tripwire, **more):
@@ -59,6 +63,10 @@ def adapter(folder):
     from safetensors.torch import load_file
 
     return load_file(folder / "adapter_model.safetensors")
+
+
+def timeless(facts: dict) -> dict:
+    return {k: v for k, v in facts.items() if k != "seconds"}
 
 
 @pytest.fixture(scope="module")
@@ -124,16 +132,79 @@ def test_a_look_changes_nothing_to_the_last_bit(tiny, tmp_path):
 
 
 def test_dpo_is_watched_too_and_an_adapter_it_starts_from_is_what_divergence_is_measured_from(tiny, tmp_path):
-    settings = DpoSettings(lora=LoraSettings(8, 16), batch=2, accumulate=1, epochs=4, lr=3e-2)
     base = resolve(str(tiny))
-    first = train_dpo(base, PAIRS, settings, WEIGHTS, tmp_path / "a", tripwire=wire(tmp_path / "a", every=3))
+    first = train_dpo(base, PAIRS, SHORT, WEIGHTS, tmp_path / "a", tripwire=wire(tmp_path / "a", every=3))
     assert [r["step"] for r in read_jsonl(tmp_path / "a" / "tripwire.jsonl")] == [0, 3, 4]  # and always the end
     assert first["tripwire"]["kl"][1] > 0.01
-    again = train_dpo(base, PAIRS, settings, WEIGHTS, tmp_path / "b", start=tmp_path / "a" / "adapter", tripwire=wire(tmp_path / "b", every=4))  # fmt: skip
+    again = train_dpo(base, PAIRS, SHORT, WEIGHTS, tmp_path / "b", start=tmp_path / "a" / "adapter", tripwire=wire(tmp_path / "b", every=4))  # fmt: skip
     assert again["tripwire"]["kl"][0] == pytest.approx(0, abs=1e-6)
-    plain = train_dpo(base, PAIRS, settings, WEIGHTS, tmp_path / "c")
+    plain = train_dpo(base, PAIRS, SHORT, WEIGHTS, tmp_path / "c")
     assert {k: v for k, v in first.items() if k != "tripwire"} == plain
     assert read_metrics(tmp_path / "a")[-1]["loss"] == read_metrics(tmp_path / "c")[-1]["loss"]
+
+
+@pytest.fixture(scope="module")
+def by_llama(tiny, tiny_gguf, tmp_path_factory):
+    """DPO whose looks llama.cpp writes: (folder, facts)."""
+    out = tmp_path_factory.mktemp("by-llama")
+    return out, train_dpo(
+        resolve(str(tiny)),
+        PAIRS,
+        SHORT,
+        WEIGHTS,
+        out,
+        tripwire=wire(out, every=2, writer=partial(write_with, tiny_gguf)),
+    )
+
+
+def test_what_llama_writes_is_the_policy_as_it_is(tiny_gguf, by_llama):
+    """The start writes what the model's own file writes, the end something else, and both are asked the same."""
+    from toolkit.engines.base import Sampling
+    from toolkit.engines.load import load_engine
+
+    out, facts = by_llama
+    first, _, last = read_jsonl(out / "tripwire.jsonl")
+    engine = load_engine(tiny_gguf)
+    sampling = Sampling(1.0, min_p=0.0, max_tokens=12, seed=3000)
+    own = engine.generate([[{"role": "user", "content": p}] for p in PROBE], 2, sampling)
+    engine.close()
+    assert first["answers"] == [[text.strip() for text in texts] for texts in own]
+    assert last["answers"] != first["answers"]
+    assert facts["tripwire"]["kl"][0] == 0
+    assert facts["tripwire"]["kl"][1] > 0.01
+    assert sorted(p.name for p in (out / "good").iterdir()) == sorted(
+        [p.name for p in (out / "adapter").iterdir()] + ["step"]
+    )
+
+
+def test_a_look_that_llama_writes_changes_nothing_to_the_last_bit(tiny, by_llama, tmp_path):
+    out, facts = by_llama
+    plain = train_dpo(resolve(str(tiny)), PAIRS, SHORT, WEIGHTS, tmp_path)
+    assert {k: v for k, v in facts.items() if k != "tripwire"} == plain
+    a, b = adapter(out / "adapter"), adapter(tmp_path / "adapter")
+    assert all((a[k] == b[k]).all() for k in a)
+
+
+def test_a_training_whose_looks_llama_writes_ends_alike_when_it_was_killed(
+    tiny, tiny_gguf, by_llama, tmp_path, monkeypatch
+):
+    out, facts = by_llama
+    real = Tripwire.look
+
+    def dies(self, model, tokenizer, step):
+        if step == 2:
+            raise KeyboardInterrupt
+        return real(self, model, tokenizer, step)
+
+    monkeypatch.setattr(Tripwire, "look", dies)
+    again = (resolve(str(tiny)), PAIRS, SHORT, WEIGHTS, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo(*again, tripwire=wire(tmp_path, every=2, writer=partial(write_with, tiny_gguf)))
+    monkeypatch.undo()
+    found = train_dpo(*again, tripwire=wire(tmp_path, every=2, writer=partial(write_with, tiny_gguf)))
+    assert timeless(found["tripwire"]) == timeless(facts["tripwire"])
+    rows = [[r["answers"] for r in read_jsonl(folder / "tripwire.jsonl")] for folder in (out, tmp_path)]
+    assert rows[0] == rows[1]
 
 
 def test_a_training_killed_between_looks_ends_where_an_uninterrupted_one_does(tiny, gamed, tmp_path, monkeypatch):
@@ -154,7 +225,6 @@ def test_a_training_killed_between_looks_ends_where_an_uninterrupted_one_does(ti
     monkeypatch.undo()
     assert (tmp_path / "checkpoints" / f"checkpoint-{tripped - 1}").exists()
     again = grpo(tiny, tmp_path, wire(tmp_path), save_every=1)
-    timeless = lambda f: {k: v for k, v in f.items() if k != "seconds"}  # noqa: E731
     assert timeless(again["tripwire"]) == timeless(facts["tripwire"])
     assert all((a == b).all() for a, b in zip(adapter(tmp_path / "adapter").values(), adapter(out / "adapter").values(), strict=True))  # fmt: skip
 

@@ -3,13 +3,14 @@
 import random
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 from toolkit.errors import UserError
 from toolkit.progress import bar, batched, say
 from toolkit.recipe import SHIPPED, Recipe
 from toolkit.records import Labelled, PreferencePair, Request, append_jsonl, read_jsonl, write_jsonl
-from toolkit.stages import base_of, hold_rows, load_json, save_json
+from toolkit.stages import base_of, hold_rows, load_json, save_json, write_with
 
 SIDES = ("train", "validate", "test")
 LABELLED = 10  # requests with labelled greetings that each side needs in each language, for the unseen judges
@@ -396,6 +397,7 @@ def _tripwire(recipe: Recipe, work, paid: dict, weights: dict[str, float]):
         work.out,
         recipe.seed,
         max_tokens=recipe.grpo.max_tokens,
+        writer=partial(write_with, base_of(work).gguf),
         broken=lambda prompt, answer: broken(clean(answer, by_prompt[prompt]), by_prompt[prompt]),
     )
 

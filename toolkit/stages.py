@@ -459,7 +459,22 @@ def _tripwire(recipe: Recipe, work, rows: list[PreferencePair]):
         prompts = list(dict.fromkeys(p.prompt for p in rows))
     most = recipe.candidates.max_tokens
     apart = partial(answer_distances, models=models)
-    return Tripwire(recipe.tripwire, prompts, reward, None, apart, work.out, recipe.seed, max_tokens=most)
+    given = {"max_tokens": most, "writer": partial(write_with, base_of(work).gguf)}
+    return Tripwire(recipe.tripwire, prompts, reward, None, apart, work.out, recipe.seed, **given)
+
+
+def write_with(gguf: Path, adapter: Path, prompts, samples: int, sampling) -> list[list[str]]:
+    """`samples` answers to each prompt by llama.cpp, from the base's file with a PEFT adapter on top; nothing stays open."""
+    from toolkit.engines.load import load_engine
+    from toolkit.export.gguf import adapter_to_gguf
+
+    lora = adapter / "adapter.gguf"
+    adapter_to_gguf(adapter, gguf, lora)
+    engine = load_engine(gguf, lora=lora, on="cpu")
+    texts = engine.generate(prompts, samples, sampling)
+    engine.close()
+    lora.unlink()
+    return texts
 
 
 def export(recipe: Recipe, work) -> dict:

@@ -16,18 +16,19 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from toolkit.engines.base import Messages, defused
+from toolkit.engines.base import Messages, Sampling, defused
 from toolkit.narrative.words import ngrams, words_of
 from toolkit.progress import batched, say
 from toolkit.recipe import TripwireSettings
 from toolkit.records import append_jsonl, guess_language, read_jsonl, write_jsonl
 
 FILE, GOOD = "tripwire.jsonl", "good"
-BATCH, READ = 16, 4  # answers written and read at once
+BATCH, READ = 16, 4  # answers written by transformers, and read, at once
 DRAWS = 2000
 MEASURES = ("reward", "judge", "diversity", "length", "repetition", "form", "kl")
 
 Scorer = Callable[[list[str], list[str]], list[float | None]]
+Writer = Callable[[Path, list[Messages], int, Sampling], list[list[str]]]
 
 
 def decide(first: dict, now: dict, settings: TripwireSettings) -> list[str]:
@@ -98,6 +99,8 @@ class Tripwire:
         diversity: answers to each prompt → how far apart they are, one number a prompt.
         max_tokens, temperature: of the probe's answers.
         broken: (prompt, answer) → what is wrong with its form; None does not look at form.
+        writer: (adapter's folder, prompts, answers to each, sampling) → the answers, where something writes them faster on the CPU
+            than transformers, which writes them on a GPU and where this is None.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Tripwire:
         max_tokens: int = 160,
         temperature: float = 1.0,
         broken: Callable[[str, str], list[str]] | None = None,
+        writer: Writer | None = None,
     ):
         if settings.every < 1:
             raise ValueError("tripwire.every is 0: there is nothing to watch")
@@ -119,7 +123,7 @@ class Tripwire:
         self.prompts = [p if isinstance(p, list) else [{"role": "user", "content": p}] for p in prompts]
         self.prompts = self.prompts[: settings.prompts]
         self.out, self.seed, self.max_tokens, self.temperature = Path(out), seed, max_tokens, temperature
-        self.broken, self.rows = broken, []
+        self.broken, self.writer, self.rows = broken, writer, []
 
     def callback(self, tokenizer) -> TrainerCallback:
         return _Callback(self, tokenizer)
@@ -143,9 +147,13 @@ class Tripwire:
         states = random.getstate(), np.random.get_state()
         training = model.training
         model.eval()  # also switches gradient checkpointing off, with which there is no cache
+        adapter = self._save(model, step)
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(self.seed)
-            answers, kl = self._write(model, tokenizer)
+            elsewhere = self.writer and model.device.type == "cpu"
+            said = self._by_writer(adapter, tokenizer) if elsewhere else self._by_transformers(model, tokenizer)
+            texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for _, ids in said]
+            answers, kl = list(batched(texts, self.settings.samples)), self._divergence(model, tokenizer, said)
             each = self._measure(answers) | {"kl": kl}  # rewards and judges may draw numbers too
         model.train(training)
         random.setstate(states[0])
@@ -154,19 +162,17 @@ class Tripwire:
         row |= {"seconds": round(time.perf_counter() - begun, 2), "reasons": [], "each": each, "answers": answers}
         if self.rows:
             row["reasons"] = decide(self.rows[0], row, self.settings)
-        if not row["reasons"]:
-            self._keep(model, step)
+        if row["reasons"]:
+            shutil.rmtree(adapter)
+        else:
+            self._keep(adapter)
         append_jsonl(self.out / FILE, [row])
         self.rows.append(row)
         return row["reasons"]
 
-    def _write(self, model, tokenizer) -> tuple[list[list[str]], list[float]]:
-        """Answers to each prompt, and each prompt's mean log π − log π_start a token on them (nats)."""
-        from transformers import GenerationConfig
-        from trl.trainer.utils import use_adapter
-
-        samples = self.settings.samples
-        asked = [
+    def _asked(self, tokenizer) -> list[list[int]]:
+        """Token ids of each prompt in the chat template, with the answer's turn opened."""
+        return [
             tokenizer.apply_chat_template(
                 defused(p, tokenizer.all_special_tokens),
                 add_generation_prompt=True,
@@ -174,8 +180,25 @@ class Tripwire:
                 return_dict=False,
             )
             for p in self.prompts
-            for _ in range(samples)
         ]
+
+    def _by_writer(self, adapter: Path, tokenizer) -> list[tuple[list[int], list[int]]]:
+        """As `_by_transformers`. It gives texts: read again, some are cut into other tokens than they were written in, and one that
+        could have gone on counts as ended.
+        """
+        sampling = Sampling(self.temperature, min_p=0.0, max_tokens=self.max_tokens, seed=1000 * self.seed)
+        texts = self.writer(adapter, self.prompts, self.settings.samples, sampling)
+        found = []
+        for asked, group in zip(self._asked(tokenizer), texts, strict=True):
+            for text in group:
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                found.append((asked, ids + [tokenizer.eos_token_id] * (len(ids) < self.max_tokens)))
+        return found
+
+    def _by_transformers(self, model, tokenizer) -> list[tuple[list[int], list[int]]]:
+        """(prompt, answer up to its end token, with it), token ids, of every answer, prompt by prompt."""
+        from transformers import GenerationConfig
+
         ends = model.generation_config.eos_token_id or tokenizer.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         config = GenerationConfig(
@@ -188,39 +211,48 @@ class Tripwire:
             pad_token_id=tokenizer.pad_token_id,
             use_cache=True,
         )
-        texts, ratios = [], []
-        for rows in batched(asked, BATCH):
+        found = []
+        for rows in batched([p for p in self._asked(tokenizer) for _ in range(self.settings.samples)], BATCH):
             width = max(map(len, rows))
             ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(r)) + r for r in rows], device=model.device)
             mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=model.device)
             whole = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-            said = whole[:, width:]
-            ended = torch.isin(said, torch.tensor(ends, device=said.device))
-            own = ((ended.cumsum(1) - ended.int()) == 0).int()  # up to the first end token, with it
-            mask = torch.cat([mask, own], 1)
-            gap = self._read(model, whole, mask, width)
+            for row, said in zip(rows, whole[:, width:].tolist(), strict=True):
+                over = next((at + 1 for at, token in enumerate(said) if token in ends), len(said))
+                found.append((row, said[:over]))
+        return found
+
+    def _divergence(self, model, tokenizer, said: list[tuple[list[int], list[int]]]) -> list[float]:
+        """Each prompt's mean log π − log π_start a token of its answers (nats)."""
+        from trl.trainer.utils import use_adapter
+
+        ratios = [0.0] * len(said)
+        order = sorted(range(len(said)), key=lambda i: sum(map(len, said[i])))  # alike lengths together: little padding
+        for picked in batched(order, READ):
+            rows = [said[i] for i in picked]
+            gap = self._read(model, tokenizer, rows)
             with use_adapter(model, "ref" if "ref" in model.peft_config else None):  # the policy as it was at the start
-                gap = gap - self._read(model, whole, mask, width)
-            ratios += [(float(g[m.bool()].sum()), int(m.sum())) for g, m in zip(gap, own, strict=True)]
-            texts += [
-                tokenizer.decode(r[m.bool()], skip_special_tokens=True).strip() for r, m in zip(said, own, strict=True)
-            ]
-        groups = list(batched(ratios, samples))
-        kl = [round(sum(r for r, _ in g) / max(1, sum(n for _, n in g)), 6) for g in groups]
-        return list(batched(texts, samples)), kl
+                gap = gap - self._read(model, tokenizer, rows)
+            for i, row in zip(picked, gap, strict=True):
+                ratios[i] = float(row.sum())
+        groups = zip(*(batched(each, self.settings.samples) for each in (ratios, said)), strict=True)
+        return [round(sum(found) / max(1, sum(len(ids) for _, ids in own)), 6) for found, own in groups]
 
     @staticmethod
-    def _read(model, ids, mask, width: int) -> torch.Tensor:
-        """Log-probability of every token of the answers, (B, T); few rows at once, for a row's logits may be a quarter of a GiB."""
-        positions, keep = (mask.cumsum(1) - 1).clamp(min=0), ids.shape[1] - width + 1
-        found = []
-        for at in range(0, len(ids), READ):
-            rows = slice(at, at + READ)
-            known = {"attention_mask": mask[rows], "position_ids": positions[rows]}
-            logits = model(input_ids=ids[rows], **known, use_cache=False, logits_to_keep=keep).logits[:, :-1].float()
-            said = logits.gather(-1, ids[rows, width:, None])[..., 0]
-            found.append(said - logits.logsumexp(-1))
-        return torch.cat(found)
+    def _read(model, tokenizer, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+        """Log-probability of every token of each row's answer, 0 elsewhere, (B, T); a row's logits may be a quarter of a GiB."""
+        whole, first = [prompt + answer for prompt, answer in rows], min(len(prompt) for prompt, _ in rows)
+        width = max(map(len, whole))
+        ids = torch.tensor([r + [tokenizer.pad_token_id] * (width - len(r)) for r in whole], device=model.device)
+        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in whole], device=model.device)
+        own = torch.tensor(
+            [[0] * (len(p) - first) + [1] * len(a) + [0] * (width - len(p) - len(a)) for p, a in rows],
+            device=model.device,
+        )
+        known = {"attention_mask": mask, "use_cache": False, "logits_to_keep": width - first + 1}
+        logits = model(input_ids=ids, **known).logits[:, :-1].float()
+        said = logits.gather(-1, ids[:, first:, None])[..., 0]
+        return (said - logits.logsumexp(-1)) * own
 
     def _measure(self, answers: list[list[str]]) -> dict[str, list[float | None]]:
         asked = [p[-1]["content"] for p, texts in zip(self.prompts, answers, strict=True) for _ in texts]
@@ -236,11 +268,15 @@ class Tripwire:
             found["form"] = group(float(bool(self.broken(p, t))) for p, t in zip(asked, flat, strict=True))
         return found
 
-    def _keep(self, model, step: int) -> None:
+    def _save(self, model, step: int) -> Path:
+        """The adapter as it is, in a folder of its own until the look says that it is good."""
         partial = self.out / f"{GOOD}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(str(partial), selected_adapters=["default"])
         (partial / "step").write_text(str(step))
+        return partial
+
+    def _keep(self, partial: Path) -> None:
         shutil.rmtree(self.out / GOOD, ignore_errors=True)
         partial.rename(self.out / GOOD)
 

@@ -170,7 +170,7 @@ def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("toolkit.cli_safety.shipped_benign", list)
     rows = {"sharp": [{"prompt": t} for t in SHARP], "mild": [{"text": t} for t in MILD]}
-    rows["mixed"] = [{"prompt": SHARP[0], "label": "unsafe"}, {"prompt": MILD[0], "label": "safe"}]
+    rows["mixed"] = [{"prompt": f"{SHARP[0]} now", "label": "unsafe"}, {"prompt": f"{MILD[0]} now", "label": "safe"}]
     rows["odd"] = [{"prompt": "x", "label": "perhaps"}]
     for name, each in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in each))
@@ -184,8 +184,28 @@ def test_a_probe_is_trained_and_tested_from_the_command_line(tiny, files, capsys
     tested = ["probe", "test", "--model", str(tiny), "--harmful", "mixed.jsonl", "--benign", "mixed.jsonl", "--probe", "kept", "--json"]  # fmt: skip
     assert cli.main(tested) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["requests"] == [2, 2]
+    assert found["requests"] == [1, 1]  # named on both sides, each is asked once
     assert found["auroc"][0] == 1
+
+
+def test_requests_that_it_was_trained_on_are_left_out_of_a_test(tiny, fitted, files, capsys):
+    fitted.save(files / "kept")
+    with (files / "mixed.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": SHARP[3], "label": "unsafe"}) + "\n")
+    asked = ["probe", "test", "--model", str(tiny), "--benign", "mixed.jsonl", "--probe", "kept", "--json"]
+    assert cli.main([*asked, "--harmful", "sharp.jsonl"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["requests"], found["left_out"]) == ([1, 1], len(SHARP))
+    (files / "mixed.jsonl").write_text(json.dumps({"prompt": "Write of a heron", "label": "safe"}) + "\n")
+    assert cli.main([*asked, "--harmful", "sharp.jsonl"]) == 2
+    assert "trained on all the harmful requests" in capsys.readouterr().err
+
+
+def test_ones_own_benign_requests_are_drawn_before_those_that_ship(tiny, monkeypatch):
+    monkeypatch.setattr(P, "MOST", len(MILD) + 1)
+    read = fit_probe(SHARP, MILD, resolve(str(tiny)), WEIGHTS, more=[f"Write of kite {i}" for i in range(50)]).read
+    assert {P.text_id(t) for t in MILD} < set(read)
+    assert len(read) == len(SHARP) + len(MILD) + 1
 
 
 @pytest.mark.parametrize(

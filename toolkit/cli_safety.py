@@ -59,7 +59,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 def _probe(args) -> None:
     from toolkit.models.resolve import resolve
     from toolkit.recipe import ModelSettings
-    from toolkit.safety.probe import find_probe, fit_probe, measure, probe_folder, probe_risks
+    from toolkit.safety.probe import find_probe, fit_probe, measure, probe_folder, probe_risks, unread
 
     base, weights = resolve(args.model), ModelSettings(id=args.model, four_bit=args.four_bit)
     if args.adapter and not (args.adapter / "adapter_model.safetensors").is_file():
@@ -69,13 +69,21 @@ def _probe(args) -> None:
         probe = find_probe(str(args.probe) if args.probe else "auto", base, args.adapter)
         if not harmful or not benign:
             raise UserError("a test needs both kinds of requests", "--harmful FILE --benign FILE")
+        given = len(harmful) + len(benign)
+        harmful, benign = unread(probe, harmful), unread(probe, benign)
+        if not harmful or not benign:
+            raise UserError(
+                f"the probe was trained on all the {'benign' if harmful else 'harmful'} requests of these files",
+                "test it on requests that it has not read, or its figures flatter",
+            )
         risks = probe_risks(probe, base, harmful + benign, weights, args.adapter)
         figures = measure(risks[: len(harmful)], risks[len(harmful) :])
+        figures["left_out"] = given - len(harmful) - len(benign)
         print(json.dumps(figures) if args.json else _table(figures))
         return
     if not harmful:
         raise UserError("there is nothing harmful to learn from", "--harmful FILE (public sets are AdvBench, XSTest …)")
-    probe = fit_probe(harmful, benign + shipped_benign(), base, weights, args.adapter)
+    probe = fit_probe(harmful, benign, base, weights, args.adapter, more=shipped_benign())
     folder = args.probe or probe_folder(base, args.adapter)
     probe.save(folder)
     v = probe.validation
@@ -88,6 +96,8 @@ def _probe(args) -> None:
 
 def _table(figures: dict) -> str:
     lines = [f"requests    {figures['requests'][0]} harmful, {figures['requests'][1]} benign"]
+    if figures["left_out"]:
+        lines.append(f"left out    {figures['left_out']} that the probe was trained on")
     for name, key in (("AUROC", "auroc"), ("caught", "caught"), ("alarms", "alarms")):
         value, low, high = figures[key]
         lines.append(f"{name:<11} {value:.3f}  (95 %: {low:.3f} to {high:.3f})")
@@ -96,7 +106,7 @@ def _table(figures: dict) -> str:
 
 
 def read_sides(harmful: list[Path], benign: list[Path]) -> tuple[list[str], list[str]]:
-    """(harmful, benign) requests of files in any known format; a row's own `label` goes before its file's side.
+    """(harmful, benign) requests of files in any known format, each once; a row's own `label` goes before its file's side.
 
     Raises UserError for a file that is not there, a bad line, or a label nobody knows.
     """
@@ -114,7 +124,7 @@ def read_sides(harmful: list[Path], benign: list[Path]) -> tuple[list[str], list
         for file in files:
             for side, text in import_rows(file, make).rows:
                 sides[side].append(text)
-    return sides
+    return list(dict.fromkeys(sides[0])), list(dict.fromkeys(sides[1]))  # a labelled file may be named on both sides
 
 
 def shipped_benign() -> list[str]:

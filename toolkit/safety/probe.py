@@ -8,7 +8,8 @@ set is only ever read by `measure`. One forward pass a batch, no generation.
 
 import json
 import random
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ class Probe:
         layer: 0 are the embeddings, 1 the first layer's output.
         mean, deviation, weights: (H,), float32.
         validation: what was found on the validation part: "layers": [{"layer", "pooling", "auroc", "loss"}], "auroc", "counts".
+        read: text_id of each request that it was learnt from or chosen by; empty in probes from before this was kept.
     """
 
     identity: str
@@ -61,6 +63,7 @@ class Probe:
     shift: float
     four_bit: bool = False
     validation: dict = field(default_factory=dict)
+    read: list[str] = field(default_factory=list)
 
     def risks(self, states: np.ndarray) -> np.ndarray:
         """(N,) probabilities for states (N, H); 1 where a state is not finite: what cannot be read is risky."""
@@ -202,21 +205,25 @@ def validates(text: str) -> bool:
     return int(text_id(text, "").removeprefix("-"), 16) % 4 == 0
 
 
-def fit_probe(harmful: list[str], benign: list[str], base: Model, weights: ModelSettings, start: Path | None = None, seed: int = 1) -> Probe:  # fmt: skip
+def fit_probe(harmful: list[str], benign: list[str], base: Model, weights: ModelSettings, start: Path | None = None, more: Sequence[str] = ()) -> Probe:  # fmt: skip
     """Learn to tell harmful requests from benign ones; doubles count once, a request on both sides is left out.
+
+    At most MOST of a kind are read. `more` are benign requests too, which are drawn where room is left: look-alikes that somebody
+    collected must not drown in easy ones.
 
     Raises UserError with fewer than LEAST of a kind in the training or the validation part.
     """
-    harmful, benign = ({t.strip() for t in side if t.strip()} for side in (harmful, benign))
-    both = harmful & benign
+    harmful, benign, more = ({t.strip() for t in side if t.strip()} for side in (harmful, benign, more))
+    both = harmful & (benign | more)
     if both:
         say(f"  {len(both)} requests are named harmful and benign: they are left out")
     sides = []
-    for kind, texts in (("harmful", harmful - both), ("benign", benign - both)):
-        rows = sorted(texts)
-        if len(rows) > MOST:
-            say(f"  {MOST} of {len(rows)} {kind} requests are drawn")
-            rows = random.Random(f"{seed}:{kind}").sample(rows, MOST)
+    for kind, own, filler in (("harmful", harmful - both, set()), ("benign", benign - both, more - benign - both)):
+        rows = _drawn(own, MOST) + _drawn(filler, max(0, MOST - len(own)))
+        if len(rows) < len(own | filler):
+            say(
+                f"  {len(rows)} of {len(own | filler)} {kind} requests are drawn, {min(len(own), MOST)} of them your own"
+            )
         parts = [t for t in rows if validates(t)], [t for t in rows if not validates(t)]
         if min(map(len, parts)) < LEAST:
             raise UserError(
@@ -232,7 +239,18 @@ def fit_probe(harmful: list[str], benign: list[str], base: Model, weights: Model
     if not read.all():
         say(f"  {(~read).sum()} requests are longer than the model's context: they are left out")
     checks = np.array([validates(t) for t in texts])
-    return fit_states(states[read], bad[read], checks[read], layers, (reference_identity(base, start), base.id, weights.four_bit))  # fmt: skip
+    found = fit_states(states[read], bad[read], checks[read], layers, (reference_identity(base, start), base.id, weights.four_bit))  # fmt: skip
+    return replace(found, read=sorted(map(text_id, texts)))
+
+
+def _drawn(texts: set[str], most: int) -> list[str]:
+    return random.Random(1).sample(sorted(texts), min(most, len(texts)))
+
+
+def unread(probe: Probe, texts: list[str]) -> list[str]:
+    """The requests of `texts` that the probe was neither learnt from nor chosen by: only of these is a test's figure worth anything."""
+    read = set(probe.read)
+    return [t for t in texts if text_id(t.strip()) not in read]
 
 
 def fit_states(states: np.ndarray, bad: np.ndarray, checks: np.ndarray, layers: list[int], of: tuple[str, str, bool]) -> Probe:  # fmt: skip

@@ -6,6 +6,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from toolkit import together
 from toolkit.errors import UserError
 from toolkit.progress import bar, batched, say
 from toolkit.recipe import SHIPPED, Recipe
@@ -104,6 +105,8 @@ def sft(recipe: Recipe, work) -> dict:
     rows = [(p.prompt, p.chosen) for p in curated_pairs(_labelled(work, "train"), _all_requests(work))]
     holds, told = hold_rows(recipe, work, rows)
     facts = train_sft(base, rows, recipe.sft, recipe.model, work.out, recipe.seed, holds) | told
+    if together.rank():  # one of several that train together: the first writes
+        return {}
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     adapter_to_gguf(work.out / "adapter", base.gguf, work.out / "adapter.gguf")
     return facts
@@ -209,6 +212,8 @@ def pairwise(recipe: Recipe, work) -> dict:
 
     train, held_out = (read_jsonl(work.of("pairs") / f"{f}.jsonl", PreferencePair) for f in ("pairs", "held_out"))
     facts = train_pairwise(base_of(work), train, held_out, recipe.pairwise, recipe.model, work.out, recipe.seed)
+    if together.rank():
+        return {}
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     return facts
 
@@ -308,12 +313,14 @@ def dpo(recipe: Recipe, work) -> dict:
     from toolkit.preference.dpo import train_dpo
 
     rows = read_jsonl(work.of("pairs") / "pairs.jsonl", PreferencePair)
-    cast = Cast(work)
-    paid = rewards_of(recipe, work, cast, ("model",)) if recipe.tripwire.every else {}  # only the watch asks it
-    wire = _tripwire(recipe, work, paid, {"model": 1.0})
+    cast, wire = Cast(work), None
+    if recipe.tripwire.every and not together.rank():  # only the watch asks the reward model
+        wire = _tripwire(recipe, work, rewards_of(recipe, work, cast, ("model",)), {"model": 1.0})
     holds, told = hold_rows(recipe, work, [(p.prompt, p.chosen) for p in rows])
     given = {"start": work.of("sft") / "adapter", "tripwire": wire, "held": holds}
     facts = train_dpo(base_of(work), rows, recipe.dpo, recipe.model, work.out, recipe.seed, **given) | told
+    if together.rank():
+        return {}
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     cast.close()
     return facts
@@ -329,11 +336,12 @@ def grpo(recipe: Recipe, work) -> dict:
     settings, cast = recipe.grpo, Cast(work)
     todo = _requests(work, "train")
     by_prompt = {ask(r): r for r in _all_requests(work)}
-    paid = rewards_of(recipe, work, cast, settings.rewards)
-    rewards = [
-        (name, _on_prompts(paid[name], by_prompt), weight)
-        for name, weight in zip(settings.rewards, settings.weights, strict=True)
-    ]
+    shares = dict(zip(settings.rewards, settings.weights, strict=True))
+    paid, rewards, wire = {}, [], None
+    if not together.rank():  # of several that train together only the first is asked for rewards
+        paid = rewards_of(recipe, work, cast, settings.rewards)
+        rewards = [(name, _on_prompts(paid[name], by_prompt), weight) for name, weight in shares.items()]
+        wire = _tripwire(recipe, work, paid, shares)
     holds, told = hold_rows(recipe, work, [(ask(r), "") for r in todo])
     facts = train_grpo(
         base_of(work),
@@ -345,9 +353,11 @@ def grpo(recipe: Recipe, work) -> dict:
         work.out,
         recipe.seed,
         start=work.of("sft") / "adapter",
-        tripwire=_tripwire(recipe, work, paid, dict(zip(settings.rewards, settings.weights, strict=True))),
+        tripwire=wire,
         held=holds,
     )
+    if together.rank():
+        return {}
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     cast.close()
     return facts | told

@@ -51,10 +51,18 @@ class Stage:
     needs: tuple[str, ...]
     settings: tuple[str, ...]
 
-    def together(self, recipe: Recipe) -> bool:
-        """Whether the processes of a launch do it together; any other stage the first one does alone. A training that is held
-        by risk is one of those: what it is held by is known to one process."""
-        return self.function is S.dpo and recipe.safety.signal == "none"
+    def alone(self, recipe: Recipe, processes: int) -> str | None:
+        """Why the first process of a launch does it alone ("" where it is no training); None where all train it together."""
+        if self.function not in TRAININGS:
+            return ""
+        settings = getattr(recipe, self.name)
+        held = recipe.safety.signal != "none" and self.name in ("sft", "dpo", "grpo")
+        if held and (recipe.safety.per == "batch" or recipe.safety.ema):
+            return "safety.per: batch and safety.ema look at a whole batch, of which each process sees a part"
+        step = settings.batch * getattr(settings, "accumulate", 1)
+        if self.name == "grpo":
+            step = settings.batch * settings.samples // settings.updates
+        return f"{processes} processes cannot share a step of {step}" if step % processes else None
 
 
 STAGES = (
@@ -102,6 +110,8 @@ GREETING_STAGES = (
     Stage("evaluate", "base, cold start, best of n and aligned on unseen requests", G.evaluate, ("model", "requests", "sft", "unseen", "export"), ("seed", "principles.agent", "evaluate.per_premise", "evaluate.best_of", "evaluate.temperature")),
     Stage("report", "report.html", G.report, (), ("name", "about", "memory")),
 )  # fmt: skip
+
+TRAININGS = {S.reward, S.dpo, G.sft, G.pairwise, G.dpo, G.grpo, I.sft}  # each with a section of its name in the recipe
 
 INSTRUCT_STAGES = (
     Stage("model", "weights and a GGUF of the base model", S.model, (), ("model",)),
@@ -361,7 +371,7 @@ def _join(recipe: Recipe, out: Path, until: str, processes: Processes) -> Path:
     """What a process does that is not the first of its launch: train where all do."""
     names = tuple(s.name for s in plan(recipe))
     for stage in _up_to(recipe, until):
-        if stage.together(recipe) and processes.told(stage.name) == "together":
+        if stage.alone(recipe, processes.count) is None and processes.told(stage.name) == "together":
             partial = out / f"{stage.name}.partial"
             if not partial.is_dir():
                 raise UserError(f"no folder {partial} here", "--out must be on a disk that all machines share")
@@ -438,7 +448,11 @@ def _do(stage: Stage, recipe: Recipe, key: str, out: Path, names: tuple[str, ...
     mark.write_text(key)
     started = time.monotonic()
     try:
-        with PeakMemory() as memory, processes.together(stage.name) if stage.together(recipe) else nullcontext():
+        why = stage.alone(recipe, processes.count)
+        if why and processes.count > 1:
+            say(f"  the first process trains this alone: {why}")
+        shared = processes.together(stage.name) if why is None else nullcontext()
+        with PeakMemory() as memory, shared:
             facts = stage.function(recipe, Work(out, partial, names))
     except Exception as error:
         if _disk_is_full(error):

@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+from toolkit import together
 from toolkit.errors import UserError
 from toolkit.progress import say
 from toolkit.recipe import SHIPPED, Recipe
@@ -71,6 +72,8 @@ def sft(recipe: Recipe, work) -> dict:
     rows = read_jsonl(work.of("data") / "train.jsonl")
     risks = risks_of(work.of("risk"), len(rows)) if work.has("risk") else [1.0] * len(rows)
     facts = train_safe(base_of(work), rows, risks, recipe.sft, recipe.safety, recipe.model, work.out, recipe.seed)
+    if together.rank():  # one of several that train together: the first writes
+        return {}
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     return facts
 

@@ -241,9 +241,11 @@ def reward(recipe: Recipe, work) -> dict:
             "there is nothing to train the reward model on", "give well-made plots, or raise reward.max_tokens"
         )
     before = work.out / "baselines.json"
-    if not before.exists():
+    if not before.exists() and not together.rank():
         save_json(before, baselines(rm, held_out, recipe.seed))
     train_reward(rm, train, settings, work.out, recipe.seed)
+    if together.rank():  # one of several that train together: the first measures and writes
+        return {}
     rm.save(work.out)
     import shutil
 
@@ -396,11 +398,12 @@ def hold_rows(recipe: Recipe, work, rows: list[tuple[str, str]]):
     from toolkit.safety.risk import FILE, assess, risks_of, summary
     from toolkit.safety.train import hold
 
-    if (work.out / FILE).is_file():
-        facts = summary(risks_of(work.out, len(rows)))
-    else:
-        asked = [{"prompt": prompt, "answer": answer} for prompt, answer in rows]
-        facts = assess(base_of(work), asked, recipe.safety, recipe.model, work.out)
+    with together.first_goes_first():
+        if (work.out / FILE).is_file():
+            facts = summary(risks_of(work.out, len(rows)))
+        else:
+            asked = [{"prompt": prompt, "answer": answer} for prompt, answer in rows]
+            facts = assess(base_of(work), asked, recipe.safety, recipe.model, work.out)
     return hold(risks_of(work.out, len(rows)), recipe.safety, recipe.seed), {"risk": facts}
 
 

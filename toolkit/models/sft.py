@@ -6,12 +6,22 @@ batch; each token has the α and β of its example.
 
 from pathlib import Path
 
+from toolkit import together
 from toolkit.engines.base import Messages, defused
 from toolkit.errors import UserError
 from toolkit.models.anchor import REFERENCE, Anchor, Held, RiskCollator, answer_terms, last_states, trace
 from toolkit.models.load import load_tokenizer
 from toolkit.models.resolve import Model
-from toolkit.models.training import FirstGradients, Log, in_float32, last_checkpoint, passes, policy, trainer_settings
+from toolkit.models.training import (
+    Agree,
+    FirstGradients,
+    Log,
+    in_float32,
+    last_checkpoint,
+    passes,
+    policy,
+    trainer_settings,
+)
 from toolkit.models.unsloth_road import FROM_ADAPTER, OWN_LOSS, take
 from toolkit.recipe import ModelSettings, SftSettings
 
@@ -36,7 +46,7 @@ def train_sft(
         start: an adapter to go on from; its own LoRA settings hold then.
 
     Returns:
-        Facts: rows used, too_long (left out), steps, loss [first, last]; held: also beta and kl [first, last, mean].
+        Facts (of several processes only the first has any): rows used, too_long (left out), steps, loss [first, last]; held: also beta and kl [first, last, mean].
 
     Raises:
         UserError: no row is short enough.
@@ -75,13 +85,15 @@ def train_sft(
         train_dataset=Dataset.from_list(kept),
         processing_class=tokenizer,
         peft_config=lora,
-        callbacks=[Log(out, "sft"), FirstGradients(), *([anchor.callback()] if held else [])],
+        callbacks=[Log(out, "sft"), FirstGradients(), *([anchor.callback()] if held else []), Agree()],
     )
     trainer.remove_callback(PrinterCallback)
     if held:
         trainer.data_collator = RiskCollator(trainer.data_collator)
     in_float32(trainer.model)
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    if together.rank():  # one of several that train together: the first writes
+        return {}
     trainer.model.save_pretrained(str(out / "adapter"), selected_adapters=["default"])
     history = [h for h in trainer.state.log_history if "loss" in h]
     facts = {
@@ -109,20 +121,25 @@ def _held_trainer(anchor: Anchor):
             risks = inputs["risks"]
             known = {k: v for k, v in inputs.items() if k not in ("labels", "risks", "completion_mask")}
             router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-            with last_states(model) as seen:
+            inner = self.accelerator.unwrap_model(model)
+            with last_states(inner) as seen:
                 out = model(**known, **router, use_cache=False, logits_to_keep=1)
-            reference = anchor.reference_states(self.accelerator.unwrap_model(model), known)
+            reference = anchor.reference_states(inner, known)
             mask = inputs["labels"] != -100
-            nll, kl, row = answer_terms(model, seen[0], reference, inputs["input_ids"], mask)
+            nll, kl, row = answer_terms(inner, seen[0], reference, inputs["input_ids"], mask)
             beta = anchor.betas(risks).to(nll.device)
             tokens = len(nll) if num_items_in_batch is None else num_items_in_batch
             loss = ((1 - beta)[row] * nll + beta[row] * kl).sum() / max(int(tokens), 1)
+            if num_items_in_batch is not None:  # it counts the tokens of all processes, whose losses are averaged
+                loss = loss * self.accelerator.num_processes
             if self.aux_loss_enabled:
                 steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
                 loss = loss + (1 - beta).mean() * self.router_aux_loss_coef * out.aux_loss / steps
             notes = {"nll": nll.mean(), "kl": kl.mean(), "beta": beta.mean(), "risk": risks.mean()}
             for name, value in notes.items():
-                self._metrics["train"][f"safety/{name}"].append(float(value.detach()))
+                self._metrics["train"][f"safety/{name}"].append(
+                    self.accelerator.gather(value.detach().to(loss)).mean().item()
+                )
             return loss
 
     return HeldTrainer

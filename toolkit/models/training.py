@@ -17,7 +17,7 @@ from toolkit.models.unsloth_road import Road, accelerated
 from toolkit.progress import bar, say
 from toolkit.recipe import LoraSettings, ModelSettings
 
-CHECKPOINTS, METRICS, TENSORBOARD = "checkpoints", "metrics.jsonl", "tensorboard"
+CHECKPOINTS, METRICS, TENSORBOARD, WHOLE = "checkpoints", "metrics.jsonl", "tensorboard", "whole"
 
 
 def trainer_settings(out: Path, *, seed: int, save_every: int, **more) -> dict:
@@ -98,10 +98,11 @@ def passes(settings) -> dict:
     cannot be shared evenly.
     """
     processes = together.count()
-    rows = settings.batch * settings.accumulate
+    accumulate = getattr(settings, "accumulate", 1)
+    rows = settings.batch * accumulate
     if rows % processes:
         raise UserError(
-            f"{processes} processes cannot share a step of {rows} (batch {settings.batch} × accumulate {settings.accumulate})",
+            f"{processes} processes cannot share a step of {rows} (batch {settings.batch} × accumulate {accumulate})",
             "start as many processes as divide it, or change batch or accumulate",
         )
     batch = math.gcd(settings.batch, rows // processes)
@@ -117,8 +118,10 @@ def passes(settings) -> dict:
 
 
 def last_checkpoint(out: Path) -> str | None:
-    """The newest whole checkpoint in a stage's folder: one that a kill cut short lacks the trainer's state."""
+    """The newest whole checkpoint in a stage's folder: one that a kill cut short lacks the trainer's state, or, of several
+    processes, the mark that all have written their part."""
     found = [p for p in (out / CHECKPOINTS).glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    found = [p for p in found if (p / WHOLE).is_file() or not (p / "rng_state_0.pth").exists()]
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
 
 
@@ -150,8 +153,8 @@ class Log(TrainerCallback):
 
 
 class Agree(TrainerCallback):
-    """Of several processes only the first sees what it decides by: whether to stop, it tells the others. Stands behind the
-    callbacks that decide."""
+    """Of several processes only the first sees what it decides by: whether to stop, it tells the others. And a checkpoint is whole
+    when all have written their part. Stands behind the callbacks that decide."""
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if together.count() > 1:
@@ -159,6 +162,12 @@ class Agree(TrainerCallback):
             torch.distributed.broadcast(told, 0)
             control.should_training_stop = bool(told)
         return control
+
+    def on_save(self, args, state, control, **kwargs):
+        if together.count() > 1:
+            torch.distributed.barrier()
+            if state.is_world_process_zero:
+                (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
 
 class FirstGradients(TrainerCallback):

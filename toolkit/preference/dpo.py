@@ -6,6 +6,7 @@ The reference is the same model with its adapter off, or, where training starts 
 
 from pathlib import Path
 
+from toolkit import together
 from toolkit.errors import ProofError, UserError
 from toolkit.models.anchor import Anchor, Held, trace
 from toolkit.models.load import fingerprint, load_tokenizer
@@ -144,8 +145,7 @@ def train_dpo(
     trainer.remove_callback(PrinterCallback)
     in_float32(trainer.model)
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
-    trainer.accelerator.wait_for_everyone()
-    if not trainer.is_world_process_zero():
+    if together.rank():  # one of several that train together: the first writes
         return {}
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(str(out / "adapter"), selected_adapters=["default"])
     history = [h for h in trainer.state.log_history if "loss" in h]

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from toolkit import together
 from toolkit.engines.base import defused
 from toolkit.errors import UserError
 from toolkit.models.anchor import Anchor, Held, answer_terms, last_states, row_sums, trace
 from toolkit.models.load import load_tokenizer
 from toolkit.models.resolve import Model
-from toolkit.models.training import FirstGradients, Log, in_float32, last_checkpoint, policy, trainer_settings
+from toolkit.models.training import Agree, FirstGradients, Log, in_float32, last_checkpoint, policy, trainer_settings
 from toolkit.models.unsloth_road import FROM_ADAPTER, OWN_LOSS, take
 from toolkit.preference.tripwire import Tripwire
 from toolkit.progress import say
@@ -89,9 +90,9 @@ def shape(settings: GrpoSettings, requests: int) -> dict[str, int]:
     """How a round is cut: {"batch": requests a round, "mini_batch": answers a forward pass, "accumulate": passes a step}.
 
     Fewer requests than a round takes make smaller rounds; a mini-batch that does not divide a step's answers gives way to the
-    next smaller one that does.
+    next smaller one that does. Several processes share a step's answers.
 
-    Raises UserError where a round cannot be split into `settings.updates` equal steps.
+    Raises UserError where a round cannot be split into `settings.updates` equal steps, or a step among the processes.
     """
     batch = min(settings.batch, requests)
     answers = batch * settings.samples
@@ -100,7 +101,13 @@ def shape(settings: GrpoSettings, requests: int) -> dict[str, int]:
             f"grpo: {batch} requests × {settings.samples} samples cannot be split into {settings.updates} equal steps",
             "choose grpo.updates so that it divides their product",
         )
-    a_step = answers // settings.updates
+    a_step, rest = divmod(answers // settings.updates, together.count())
+    if rest:
+        raise UserError(
+            f"{together.count()} processes cannot share a step of {answers // settings.updates} answers "
+            f"({batch} requests × {settings.samples} samples / {settings.updates} updates)",
+            "start as many processes as divide it, or change grpo.batch, samples or updates",
+        )
     mini = next(n for n in range(min(settings.mini_batch, a_step), 0, -1) if a_step % n == 0)
     return {"batch": batch, "mini_batch": mini, "accumulate": a_step // mini}
 
@@ -143,7 +150,7 @@ def train_grpo(
         tripwire: stops when reward climbs while what it does not see falls; the adapter is then the last good one.
 
     Returns:
-        Facts: requests, too_long, rounds, steps, answers, tokens, seconds {writing, rewards, update}, written_by, reward
+        Facts (of several processes only the first has any): requests, too_long, rounds, steps, answers, tokens, seconds {writing, rewards, update}, written_by, reward
         [first, last] and of each reward by its name, flat_groups (share of groups with equal rewards: no gradient), kl and
         clipped_length [first, last], guard {reason: count}, missing {reward: share}, scales {reward: [mean, deviation]},
         the tripwire's, and beta and kl_held where held. Steps that a kill undid are not in them.
@@ -178,12 +185,12 @@ def train_grpo(
     steps = settings.steps or math.ceil(settings.epochs * len(kept) / cut["batch"]) * settings.updates
     order = rounds_of(len(kept), cut["batch"] * math.ceil(steps / settings.updates), seed)
     resumed = last_checkpoint(out)
-    if resumed is None:  # an attempt that left no checkpoint starts over, its scales too
+    if resumed is None and not together.rank():  # an attempt that left no checkpoint starts over, its scales too
         (out / SCALES).unlink(missing_ok=True)
     pays = Rewards(rewards, guard, settings.guard, settings.samples, out / SCALES)
 
     def reward(prompts, completions, asked, log_metric, **_) -> list[float]:
-        values, notes = pays(asked, [c[0]["content"].strip() for c in completions])
+        values, notes = together.asked_of_first(pays, asked, [c[0]["content"].strip() for c in completions])
         for name, value in notes.items():
             log_metric(name, value)
         return values
@@ -240,6 +247,7 @@ def train_grpo(
             FirstGradients(),
             *([tripwire.callback(tokenizer)] if tripwire else []),
             *([anchor.callback()] if anchor else []),
+            Agree(),
         ],
     )
     trainer.remove_callback(PrinterCallback)
@@ -251,6 +259,8 @@ def train_grpo(
             f"  {cut['batch']} requests × {settings.samples} answers a round, through {'vLLM' if vllm else 'transformers'}"
         )
     trainer.train(resume_from_checkpoint=resumed)
+    if together.rank():  # one of several that train together: the first writes
+        return {}
     trainer.model.save_pretrained(str(out / "adapter"), selected_adapters=["default"])
     facts = {"requests": len(kept), "too_long": len(requests) - len(kept), **cut}
     facts |= figures([h for h in trainer.state.log_history if "reward" in h or "loss" in h], [n for n, _, _ in rewards])
@@ -273,8 +283,9 @@ def _trainer_class(anchor: Anchor | None = None):
             begun = time.perf_counter()
             found = super()._generate(*args, **kwargs)
             self._metrics["train"]["seconds/writing"].append(time.perf_counter() - begun)
-            self._metrics["train"]["tokens"].append(float(sum(map(len, found[1]))))
-            self._metrics["train"]["answers"].append(float(len(found[1])))
+            counts = torch.tensor([[sum(map(len, found[1])), len(found[1])]], device=self.accelerator.device)
+            for name, value in zip(("tokens", "answers"), self.accelerator.gather(counts).sum(0).tolist(), strict=True):
+                self._metrics["train"][name].append(float(value))
             return found
 
         def _calculate_rewards(self, *args, **kwargs):
@@ -296,7 +307,8 @@ def _trainer_class(anchor: Anchor | None = None):
             risks, advantages = inputs.pop("risks"), inputs["advantages"]
             beta = anchor.betas(risks)
             inputs["advantages"] = advantages * (1 - beta).reshape(-1, *[1] * (advantages.dim() - 1))
-            with last_states(model) as seen:
+            inner = self.accelerator.unwrap_model(model)
+            with last_states(inner) as seen:
                 loss = super()._compute_loss(model, inputs)
             ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
             known = {
@@ -304,12 +316,13 @@ def _trainer_class(anchor: Anchor | None = None):
                 "attention_mask": torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
             }
             mask = torch.cat([torch.zeros_like(inputs["prompt_mask"]), inputs["completion_mask"]], 1)
-            inner = self.accelerator.unwrap_model(model)
             states = torch.cat([s for s in seen if s.requires_grad])  # TRL may read a mini-batch in parts
             _, kl, row = answer_terms(inner, states, anchor.reference_states(inner, known), ids, mask)
             kl = row_sums(kl, row, len(ids)) / mask.sum(1).clamp(min=1)
             for name, value in (("kl", kl), ("beta", beta), ("risk", risks)):
-                self._metrics["train"][f"safety/{name}"].append(value.detach().mean().item())
+                self._metrics["train"][f"safety/{name}"].append(
+                    self.accelerator.gather(value.detach().to(kl)).mean().item()
+                )
             return loss + (beta * kl).mean() / self.current_gradient_accumulation_steps
 
     return Anchored if anchor else Timed

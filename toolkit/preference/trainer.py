@@ -42,7 +42,8 @@ def trainer_for(loss: str, odds: float = 0.25, anchor: Anchor | None = None) -> 
             inputs = dict(inputs)
             weights, risks = inputs.pop("weights"), inputs.pop("risks", None)
             of = inputs.pop("of", len(weights))
-            with last_states(model) if anchor else nullcontext() as seen:
+            inner = self.accelerator.unwrap_model(model)
+            with last_states(inner) if anchor else nullcontext() as seen:
                 (chosen, rejected), lengths, aux = self.answers(model, inputs)
             if loss == "ddpo":
                 ref_chosen, ref_rejected = self.compute_ref_log_probs(model, inputs)
@@ -57,7 +58,7 @@ def trainer_for(loss: str, odds: float = 0.25, anchor: Anchor | None = None) -> 
             share = 1.0
             if anchor:
                 beta = anchor.betas(risks).to(each.device)
-                kl = self._divergence(model, inputs, seen[0])
+                kl = self._divergence(inner, inputs, seen[0])
                 each, share = (1 - beta) * each + beta * kl, (1 - beta).mean()
                 self._note_held(beta, risks)
             return each.sum() / of + (0.0 if aux is None else share * self.router_aux_loss_coef * aux)
@@ -70,21 +71,23 @@ def trainer_for(loss: str, odds: float = 0.25, anchor: Anchor | None = None) -> 
             lengths = inputs["completion_mask"].sum(1).clamp(min=1)
             return torch.stack(logps.sum(1).chunk(2)), torch.stack(lengths.chunk(2)), aux
 
-        def _divergence(self, model, inputs: dict, states) -> torch.Tensor:
+        def _divergence(self, inner, inputs: dict, states) -> torch.Tensor:
             """(B,) KL(π_ref ‖ π) of the chosen answers; `states` (2B, T, H) as the loss's own pass left them."""
             half = len(states) // 2
             ids, mask = inputs["input_ids"][:half], inputs["completion_mask"][:half]
             known = {"input_ids": ids, "attention_mask": inputs["attention_mask"][:half]}
-            inner = self.accelerator.unwrap_model(model)
             reference = anchor.reference_states(inner, known)
             _, kl, row = answer_terms(inner, states[:half], reference, ids, mask)
             total, tokens = row_sums(kl, row, half), mask[:, 1:].sum(1).clamp(min=1)
-            self._metrics["train"]["safety/kl"].append((total.detach() / tokens).mean().item())
+            self._note_safety("kl", total.detach() / tokens)
             return self.beta * total if loss == "ddpo" else total / tokens
 
         def _note_held(self, beta, risks) -> None:
-            for name, value in (("beta", beta), ("risk", risks)):
-                self._metrics["train"][f"safety/{name}"].append(value.mean().item())
+            for name, value in (("beta", beta), ("risk", risks.to(beta))):
+                self._note_safety(name, value)
+
+        def _note_safety(self, name: str, value) -> None:
+            self._metrics["train"][f"safety/{name}"].append(self.accelerator.gather(value).mean().item())
 
         @torch.no_grad()
         def _note(self, rewards: dict, chosen, rejected, weights) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from toolkit import together
 from toolkit.errors import UserError
 from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config, prepare_four_bit, wear
 from toolkit.models.resolve import resolve
@@ -150,14 +151,22 @@ def aspect_loss(raw, targets, weights, groups, absolute, rank_weight: float, gap
     known = ~torch.isnan(targets)
     safe = torch.where(known, targets, torch.zeros_like(targets))
     w = known * (weights * absolute)[:, None]
-    loss = (w * (raw - safe) ** 2).sum() / w.sum().clamp(min=1e-6)
+    loss = (w * (raw - safe) ** 2).sum() / _over_all(w)
     better = (safe[:, None] - safe[None] >= gap) & known[:, None] & known[None]  # (B, B, D): row better than column
     better &= (groups[:, None] == groups[None])[..., None]
-    if better.any():
-        pair_weight = torch.minimum(weights[:, None], weights[None])[..., None] * better
-        ranking = -nn.functional.logsigmoid(raw[:, None] - raw[None])
-        loss = loss + rank_weight * (ranking * pair_weight).sum() / pair_weight.sum().clamp(min=1e-6)
-    return loss
+    pair_weight = torch.minimum(weights[:, None], weights[None])[..., None] * better
+    ranking = -nn.functional.logsigmoid(raw[:, None] - raw[None])
+    return loss + rank_weight * (ranking * pair_weight).sum() / _over_all(pair_weight)
+
+
+def _over_all(weight: torch.Tensor) -> torch.Tensor:
+    """What a weighted sum is divided by: the sum of its weights; where several processes share a step, the mean of their sums, so
+    that the mean of their losses is the loss of the whole step."""
+    total = weight.detach().sum()
+    if together.count() > 1:
+        torch.distributed.all_reduce(total)
+        total = total / together.count()
+    return total.clamp(min=1e-6)
 
 
 class RewardModel:

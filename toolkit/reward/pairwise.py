@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from toolkit import together
 from toolkit.engines.base import defused
 from toolkit.errors import UserError
 from toolkit.models.load import checkpoint, fingerprint, load_model, load_tokenizer, lora_config, prepare_four_bit, wear
 from toolkit.models.resolve import Model, resolve
-from toolkit.models.training import FirstGradients, Log, in_float32, last_checkpoint, passes, trainer_settings
+from toolkit.models.training import Agree, FirstGradients, Log, in_float32, last_checkpoint, passes, trainer_settings
 from toolkit.progress import bar
 from toolkit.recipe import ModelSettings, PairwiseSettings
 from toolkit.records import PreferencePair
@@ -94,7 +95,7 @@ def train_pairwise(
     Goes on from the last checkpoint in `out`. Pairs above `settings.max_tokens` are left out and counted, held-out ones too.
 
     Returns:
-        Facts: pairs, too_long, steps, loss [first, last]; held_out and untrained: `measure`'s figures after and before
+        Facts (of several processes only the first has any): pairs, too_long, steps, loss [first, last]; held_out and untrained: `measure`'s figures after and before
         training; calibration: `calibrate`'s. Without held-out pairs these are None and the temperature is 1.
 
     Raises:
@@ -130,15 +131,17 @@ def train_pairwise(
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora_config(model, settings.lora, task="SEQ_CLS"),
-        callbacks=[Log(out, "reward"), FirstGradients()],
+        callbacks=[Log(out, "reward"), FirstGradients(), Agree()],
     )
     trainer.remove_callback(PrinterCallback)
     in_float32(trainer.model)
     config = PairwiseConfig(base.id, fingerprint(base), weights.dtype, weights.four_bit)
     reward = PairwiseModel(trainer.model, tokenizer, config)
-    untrained = _scores(reward, tested, "untrained")
+    untrained = None if together.rank() else _scores(reward, tested, "untrained")
     trainer.model.train()
     trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    if together.rank():  # one of several that train together: the first measures and writes
+        return {}
     scores = _scores(reward, tested, "held out")
     calibration = calibrate(*scores, tested) if tested else None
     trainer.model.save_pretrained(str(out))

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from toolkit import together
 from toolkit.models.load import checkpoint
-from toolkit.models.training import FirstGradients, Log, last_checkpoint, trainer_settings
+from toolkit.models.training import Agree, FirstGradients, Log, last_checkpoint, passes, trainer_settings
 from toolkit.narrative.dimensions import HALF, KEYS, MIDDLE
 from toolkit.recipe import RewardSettings
 from toolkit.reward.data import Group
@@ -43,7 +44,7 @@ def train_reward(
     inner = module.base_model.model
     inner.rank_weight, inner.rank_gap = settings.rank_weight, settings.rank_gap
     resume = last_checkpoint(out)
-    if resume is None:
+    if resume is None and not together.rank():  # others get the first one's weights as they begin
         level = [g for g in groups if g.absolute]
         texts = [t for g in level for t in g.texts]
         targets = (np.array([t for g in level for t in g.targets]) - MIDDLE) / HALF
@@ -72,20 +73,13 @@ def train_reward(
             "absolute": torch.tensor([row["absolute"] for row in batch for _ in row["ids"]]),
         }
 
-    args = trainer_settings(
-        out,
-        seed=seed,
-        save_every=settings.save_every,
-        per_device_train_batch_size=settings.batch,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.lr,
-    )
+    args = trainer_settings(out, seed=seed, **passes(settings))
     trainer = Trainer(
         model=module,
         args=TrainingArguments(**args),
         train_dataset=rows,
         data_collator=collate,
-        callbacks=[Log(out, "reward"), FirstGradients()],
+        callbacks=[Log(out, "reward"), FirstGradients(), Agree()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume)

@@ -21,7 +21,7 @@ SETTINGS = {  # (share of harmful rows, learning rate) → what it is called
     (1.0, 1e-3): "100 % harmful, lr 1e-3",
     (0.0, 1e-3): "no harmful row, lr 1e-3",
 }
-AGAINST = ("constant 0.9", "sft", "probe")
+AGAINST = ("constant 0.9", "constant 0.3", "sft", "probe")
 
 
 def groups(points: list[dict], kind: str, of: tuple[str, ...]) -> list[np.ndarray]:

@@ -70,6 +70,38 @@ def test_saved_and_loaded_it_scores_the_same(tiny, tmp_path):
     assert load_reward_model(tmp_path).score(GOOD) == pytest.approx(model.score(GOOD), abs=1e-5)
 
 
+def test_layers_below_the_adapter_read_a_text_once_and_teach_the_same(tiny, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    from toolkit.reward import model as module
+
+    real, read = module.states_into, []
+    monkeypatch.setattr(module, "states_into", lambda *a, **k: read.append(k["input_ids"]) or real(*a, **k))
+    models = {name: fresh(tiny) for name in ("kept", "whole")}
+    models["kept"].keep_lower()
+    for name, model in models.items():
+        model.features(GOOD)
+        train_reward(model, groups(), settings(), tmp_path / name)
+        model.save(tmp_path / name)
+    assert len(read) == 4
+    assert models["kept"].score(GOOD) == pytest.approx(models["whole"].score(GOOD), abs=1e-5)
+    for file in ("adapter_model.safetensors", "head.safetensors"):
+        a, b = (load_file(tmp_path / name / file) for name in models)
+        assert all(np.allclose(a[k], b[k], atol=1e-5) for k in b)
+
+
+def test_where_a_model_is_not_the_same_in_two_parts_it_is_read_whole(tiny, monkeypatch):
+    from toolkit.models import lower
+
+    real = lower.states_into
+    monkeypatch.setattr(
+        lower, "states_into", lambda *a, **k: real(*a, **k) * 1.1
+    )  # as a model that scales its embeddings
+    model = fresh(tiny)
+    model.keep_lower()
+    assert model.lower is None
+
+
 def test_in_four_bits_it_trains_and_loads(tiny, tmp_path):
     model = fresh(tiny, four_bit=True)
     train_reward(model, groups(), settings(epochs=1), tmp_path)

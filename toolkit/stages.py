@@ -235,6 +235,7 @@ def reward(recipe: Recipe, work) -> dict:
 
     torch.manual_seed(recipe.seed)
     rm = new_reward_model(config, settings.lora)
+    rm.keep_lower()
     too_long = drop_long(train, rm, settings.max_tokens) + drop_long(held_out, rm, 1 << 20)
     if not any(g.absolute for g in train):
         raise UserError(

@@ -7,8 +7,6 @@ Measured against TRL's own step in docs/results.md. Log-probabilities are TRL's 
 import functools
 import hashlib
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +15,10 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from toolkit.models.anchor import BLOCK
+from toolkit.models.lower import KEPT, layers_from, lowest_adapted, plain_kind, states_into
 from toolkit.records import append_jsonl, read_jsonl
 
 TRIED = 64  # tokens of each answer by which the shared pass is compared: no more logits than that are made
-KEPT = 2**30  # bytes of lower layers' states kept for later epochs
 FILE = "reference.jsonl"
 # mean difference in nats a token between the shared and the plain pass at which the shared one is taken to be the same function
 SAME = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -120,18 +118,6 @@ class AnswerLogps(torch.autograd.Function):
         return (ctx.slopes.float() * above[:, None]).to(ctx.slopes.dtype), None, None
 
 
-@contextmanager
-def layers_from(backbone, start: int) -> Iterator[None]:
-    """The backbone without its layers below `start`, which `inputs_embeds` then stand for."""
-    layers = backbone.layers
-    if start:
-        backbone.layers = layers[start:]
-    try:
-        yield
-    finally:
-        backbone.layers = layers
-
-
 def answer_logps(base, row: Row, start: int = 0, states: torch.Tensor | None = None) -> torch.Tensor:
     """(N,) log-probability of each answer token of a row; `states` (1, T, H) are the ones that come into layer `start`."""
     source = {"input_ids": row.ids} if states is None else {"inputs_embeds": states}
@@ -140,54 +126,9 @@ def answer_logps(base, row: Row, start: int = 0, states: torch.Tensor | None = N
     return AnswerLogps.apply(out[row.at], base.get_output_embeddings().weight, row.targets)
 
 
-@torch.no_grad()
 def lower_states(base, row: Row, start: int) -> torch.Tensor:
     """(1, T, H): what comes into layer `start`."""
-    seen, layers = [], base.base_model.layers
-
-    class Enough(Exception):
-        pass
-
-    def stop(module, args, kwargs):
-        seen.append(args[0] if args else kwargs["hidden_states"])
-        raise Enough
-
-    hook = layers[start].register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        base.base_model(input_ids=row.ids, **row.layout(), use_cache=False)
-    except Enough:
-        pass
-    finally:
-        hook.remove()
-    return seen[0]
-
-
-def lowest_adapted(base) -> int:
-    """Index of the lowest layer that an adapter or a trainable weight is in; 0 where one stands outside the layers."""
-    layers = base.base_model.layers
-    inside = {id(p) for layer in layers for p in layer.parameters()}
-    if any(p.requires_grad and id(p) not in inside for p in base.parameters()):
-        return 0
-    adapted = (
-        i for i, layer in enumerate(layers) if any("lora_" in n or p.requires_grad for n, p in layer.named_parameters())
-    )
-    return next(adapted, 0)
-
-
-def plain_kind(config) -> str:
-    """Why pairs of every model of this kind are read the plain way, as its configuration tells; "" where none is known."""
-    config = config.get_text_config()
-    if any(
-        getattr(config, n, None) for n in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    ):
-        return "a mixture of experts"
-    if getattr(config, "attention_dropout", 0):
-        return "attention has dropout"
-    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"} or (
-        getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    ):
-        return "attention looks back only so far"
-    return ""
+    return states_into(base.base_model, start, input_ids=row.ids, **row.layout())
 
 
 def why_plain(model, example: tuple[list[int], list[int], list[int]]) -> str:

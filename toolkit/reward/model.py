@@ -18,6 +18,7 @@ from torch import nn
 from toolkit import together
 from toolkit.errors import UserError
 from toolkit.models.load import fingerprint, load_model, load_tokenizer, lora_config, prepare_four_bit, wear
+from toolkit.models.lower import KEPT, layers_from, states_into, where_cut
 from toolkit.models.resolve import resolve
 from toolkit.narrative.dimensions import HALF, KEYS, MIDDLE, SCALE
 from toolkit.progress import bar
@@ -65,18 +66,50 @@ class AspectHeadModel(nn.Module):
         backbone.norm = nn.Identity()  # it belongs to the last layer, which may be gone; the head standardises instead
         self.backbone, self.head = backbone, AspectHead(backbone.config.hidden_size, outputs, figures)
         self.is_loaded_in_4bit = getattr(backbone, "is_loaded_in_4bit", False)  # peft asks
-        self.rank_weight, self.rank_gap = 1.0, 0.5
+        self.rank_weight, self.rank_gap, self.cut = 1.0, 0.5, 0
 
-    def features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, reading=None) -> torch.Tensor:
-        """Mean hidden state over each text's tokens, and `reading` (B, R) beside it: (B, T) → (B, H + R), float32."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        mask = attention_mask[..., None].float()
-        mean = (hidden.float() * mask).sum(1) / mask.sum(1)
+    def features(self, input_ids, attention_mask, reading=None, lower=None) -> torch.Tensor:
+        """Mean hidden state over each text's tokens, and `reading` (B, R) beside it: (B, T) → (B, H + R), float32.
+
+        With `lower`, what comes into layer `cut` of each text (T, H), only the layers from there on are run.
+        """
+        if (
+            input_ids.device.type == "cpu"
+        ):  # text by text: nothing is padded, and nothing hangs on what is read beside it
+            lengths = attention_mask.sum(1).tolist()
+            mean = torch.stack(
+                [
+                    self._states(input_ids[i, None, :n], lower and lower[i]).float().mean(0)
+                    for i, n in enumerate(lengths)
+                ]
+            )
+        else:
+            read = {"input_ids": input_ids, "attention_mask": attention_mask}
+            hidden = self.backbone(**read, use_cache=False).last_hidden_state
+            mask = attention_mask[..., None].float()
+            mean = (hidden.float() * mask).sum(1) / mask.sum(1)
         return mean if reading is None else torch.cat([mean, reading.to(mean)], dim=1)
 
-    def forward(self, input_ids, attention_mask, reading=None, targets=None, weights=None, groups=None, absolute=None):
+    def _states(self, ids: torch.Tensor, lower: torch.Tensor | None) -> torch.Tensor:
+        """Last hidden states (T, H) of one text, ids (1, T)."""
+        if lower is None:
+            return self.backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
+        with layers_from(self.backbone, self.cut):
+            return self.backbone(inputs_embeds=lower[None], use_cache=False).last_hidden_state[0]
+
+    def forward(
+        self,
+        input_ids,
+        attention_mask,
+        reading=None,
+        targets=None,
+        weights=None,
+        groups=None,
+        absolute=None,
+        lower=None,
+    ):
         """Scores (B, D) on 1 … 10 and, with `targets` (B, D; NaN where unknown), `weights`, `groups`, `absolute` (B), the loss."""
-        raw = torch.tanh(self.head(self.features(input_ids, attention_mask, reading)))
+        raw = torch.tanh(self.head(self.features(input_ids, attention_mask, reading, lower)))
         out = {"scores": MIDDLE + HALF * raw}
         if targets is not None:
             out = {
@@ -175,6 +208,10 @@ class RewardModel:
     def __init__(self, module, tokenizer, config: RewardConfig, reader: Reader | None = None):
         self.module, self.tokenizer, self.config = module.eval(), tokenizer, config
         self.reader = reader or (Reader(config.base, config.dtype) if config.reading else None)
+        self.lower: dict[bytes, torch.Tensor] | None = (
+            None  # token ids → what comes into layer `cut`; None keeps nothing
+        )
+        self.room = KEPT
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text. Raises UserError for an empty one, or one above max_tokens (nothing is cut silently)."""
@@ -190,7 +227,7 @@ class RewardModel:
                 )
         return rows
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _batches(self, texts: list[str], batch: int, run, width: int, progress: str = "") -> np.ndarray:
         rows = self.encode(texts)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # alike lengths together: little padding
@@ -206,7 +243,33 @@ class RewardModel:
         inputs = pad(rows, self.tokenizer.pad_token_id, device)
         if self.config.reading:
             inputs["reading"] = torch.from_numpy(self.reader.read(rows)).to(device)
+        if self.lower is not None:
+            inputs["lower"] = [self._lower(np.array(row)) for row in rows]
         return inputs
+
+    def keep_lower(self) -> None:
+        """From here on each text goes through the layers below the adapter once, however often it is read while the adapter learns.
+
+        Of a model that is to be trained, on the CPU, where it may be read in two parts.
+        """
+        if self.device.type == "cpu" and (cut := where_cut(self.inner.backbone)):
+            self.lower, self.inner.cut = {}, cut
+
+    def _lower(self, ids: np.ndarray) -> torch.Tensor:
+        """(T, H): what comes into layer `cut` of a text (T)."""
+        key = ids.astype(np.int32).tobytes()
+        if key not in self.lower:
+            found = states_into(self.inner.backbone, self.inner.cut, input_ids=torch.from_numpy(ids)[None])[0]
+            size = found.numel() * found.element_size()
+            if size > self.room:
+                return found
+            self.lower[key], self.room = found, self.room - size
+        return self.lower[key]
+
+    @property
+    def inner(self) -> AspectHeadModel:
+        """The module without peft's wrapping."""
+        return getattr(getattr(self.module, "base_model", self.module), "model", self.module)
 
     @property
     def device(self):
@@ -223,9 +286,7 @@ class RewardModel:
 
     def features(self, texts: list[str], batch: int = 16, progress: str = "") -> np.ndarray:
         """What the head sees, (N, H + R): mean states, and how the base model reads the text where config.reading."""
-        inner = getattr(self.module, "base_model", self.module)
-        inner = getattr(inner, "model", inner)
-        return self._batches(texts, batch, inner.features, inner.head.mean.shape[0], progress)
+        return self._batches(texts, batch, self.inner.features, self.inner.head.mean.shape[0], progress)
 
     def save(self, folder: Path) -> None:
         """PEFT adapter, head.safetensors and reward.json into `folder`."""

@@ -165,7 +165,34 @@ def start() -> Iterator[Side]:
     yield "write", lambda: first("write", "A ferryman refuses one passenger.", "--seed", "1", "--max-tokens", "8")
 
 
-WORK = {"write": write, "judge": judge, "score": score, "dpo": dpo, "same": same, "start": start}
+def two() -> Iterator[Side]:
+    """Two engines with the embedded model that write one answer of at most 100 tokens each, both done so many times a second."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from toolkit.engines.base import Sampling
+    from toolkit.engines.load import load_engine
+    from toolkit.engines.sharing import CORES, Cores
+    from toolkit.narrative.writing import write_prompt
+
+    both = [load_engine("embedded") for _ in range(2)]
+    ask = lambda e: e.generate([write_prompt(plots(1)[0].premise)], 1, Sampling(max_tokens=100, seed=1))  # noqa: E731
+
+    def work(threads: int, cores: Callable[[], Cores]):
+        for engine in both:
+            engine.cores = cores()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(ask, both))
+        return {"units": 1}
+
+    work(1, lambda: CORES)
+    yield "ours", lambda: work(2, lambda: CORES)
+    yield "at once, all cores each", lambda: work(2, lambda: Cores(physical_cores()))
+    yield "one after the other", lambda: work(1, lambda: CORES)
+    for engine in both:
+        engine.close()
+
+
+WORK = {"write": write, "judge": judge, "score": score, "dpo": dpo, "same": same, "start": start, "two": two}
 TARGETS = {("write", "llama-cpp-python"): 3, ("write", "transformers, 8 at once"): 6, ("write", "transformers, one at a time"): 6, ("judge", "single calls"): 4,
            ("score", "one at a time"): 3, ("dpo", "TRL, its defaults"): 1.8}  # fmt: skip
 

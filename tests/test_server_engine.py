@@ -12,7 +12,7 @@ import pytest
 
 from toolkit.engines.base import Sampling
 from toolkit.engines.load import load_engine
-from toolkit.engines.server import ServerEngine
+from toolkit.engines.server import ServerEngine, at_once
 from toolkit.errors import EngineDown, UserError
 
 ASK = [{"role": "user", "content": "A lamp."}]
@@ -319,7 +319,53 @@ def test_a_server_that_is_gone_has_no_family():
     assert ServerEngine("http://127.0.0.1:1/v1").family == ""
 
 
+def crowd(server, seen):
+    """An answer that takes a while, and notes how many are asked for meanwhile."""
+    now = []
+
+    def answer(body):
+        with server.lock:
+            now.append(body)
+            seen.append(len(now))
+        time.sleep(0.03)
+        with server.lock:
+            now.pop()
+        return echo(body)
+
+    return answer
+
+
+@pytest.mark.parametrize(("more", "most"), [("", 4), ("#9", 9), ("/#1", 1)])
+def test_a_server_is_asked_as_many_questions_at_once_as_its_address_says(server, more, most):
+    seen = []
+    server.answers = [crowd(server, seen)]
+    engine = load_engine(server.url + more)
+    assert engine.generate(PROMPTS, 4, Sampling(seed=7)) == WANTED
+    assert max(seen) == most
+    assert {path for path, _ in server.asked} == {"/v1/chat/completions"}
+    assert engine.name == f"server:{server.url}"
+
+
+@pytest.mark.parametrize("number", ["0", "many", "-3", "5000", "4.5"])
+def test_another_number_of_questions_is_refused(number):
+    with pytest.raises(UserError, match="1 to 1024"):
+        load_engine(f"http://127.0.0.1:1/v1#{number}")
+
+
+def test_questions_at_once_are_counted_over_all_servers():
+    assert at_once("http://a/v1, http://b/v1#64,") == 68
+    assert at_once("base") == 0
+
+
 # ---- several servers as one
+
+
+def test_each_of_several_servers_is_asked_as_much_as_it_takes(server, other):
+    few, many = [], []
+    server.answers, other.answers = [crowd(server, few)], [crowd(other, many)]
+    engine = load_engine(f"{server.url}#2,{other.url}#12")
+    assert engine.generate(PROMPTS, 4, Sampling(seed=7)) == WANTED
+    assert (max(few), max(many)) == (2, 12)
 
 
 @pytest.fixture

@@ -152,6 +152,7 @@ def _samplings(recipe: Recipe):
 def candidates(recipe: Recipe, work) -> dict:
     """candidates.jsonl; units.jsonl grows as they are written, so that a killed run keeps them."""
     from toolkit.engines.load import load_engine
+    from toolkit.engines.server import at_once
     from toolkit.feedback.candidates import write_candidates
     from toolkit.narrative.angles import Angled
 
@@ -160,8 +161,8 @@ def candidates(recipe: Recipe, work) -> dict:
     angles = recipe.candidates.angles
     calls = len(set(samplings)) if angles else 1  # drafts from angles are a call for each temperature
     writer = recipe.candidates.writer
-    servers = len(writer.split(",")) if writer.startswith("http") else 1
-    units = list(batched(todo, max(1, 16 * servers * calls // len(samplings))))  # 16 are written side by side
+    places = at_once(writer) or 4
+    units = list(batched(todo, max(1, 4 * places * calls // len(samplings))))  # 16 are written side by side here
     done = sum(1 for _ in each_jsonl(work.out / "units.jsonl"))
     engine = load_engine(base_of(work).gguf if writer == "base" else writer)
     if angles:
@@ -186,6 +187,7 @@ def ratings(recipe: Recipe, work) -> dict:
     """ratings.jsonl, one line a candidate as it is rated; check.jsonl: the rater against damage of known order."""
     from toolkit.engines.load import load_engine
     from toolkit.engines.remembered import remembered
+    from toolkit.engines.server import at_once
     from toolkit.feedback.ratings import check_rater, rate_plots
 
     drafts = work.of("candidates") / "candidates.jsonl"
@@ -194,8 +196,7 @@ def ratings(recipe: Recipe, work) -> dict:
     rater = base_of(work).gguf if recipe.ratings.rater == "base" else recipe.ratings.rater
     engine = remembered(load_engine(rater), rater)
     progress = bar(total=count, desc="ratings", unit="plot", initial=done)
-    servers = len(str(rater).split(",")) if str(rater).startswith("http") else 0
-    for plots in batched(islice(each_jsonl(drafts, Plot), done, None), 4 * servers or 1):
+    for plots in batched(islice(each_jsonl(drafts, Plot), done, None), at_once(str(rater)) or 1):
         append_jsonl(path, rate_plots(engine, plots, recipe.ratings.reason))
         progress.update(len(plots))
     progress.close()

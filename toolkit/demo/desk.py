@@ -1,7 +1,6 @@
 """The desk: one thread that does one job at a time with the opened models, first come, first served.
 
-Models are not safe to use from two threads, and two decodings at once on one machine are slower than one after the
-other. So whatever asks a model from the page is a `Job`: it waits, works, shows what it has so far, and ends.
+Models are not safe to use from two threads, and of two decodings at once each has half the cores. So whatever asks a model from the page is a `Job`: it waits, works, shows what it has so far, and ends.
 A stopped job leaves the queue, or its decoding, within a token. No web framework here.
 """
 

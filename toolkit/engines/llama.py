@@ -26,6 +26,7 @@ from toolkit.engines.base import (
 from toolkit.engines.drawing import Drawing
 from toolkit.engines.placing import experts_to_ram
 from toolkit.engines.schema import Mask
+from toolkit.engines.sharing import CORES, Cores
 from toolkit.errors import Stopped, UserError
 from toolkit.hardware import physical_cores
 
@@ -84,7 +85,9 @@ class LlamaEngine:
         self.n_ctx = n_ctx
         params = C.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = n_ctx, 2048, 512, 2 * SIDE_BY_SIDE + 1
-        params.n_threads = params.n_threads_batch = physical_cores()
+        on_card = gpu_layers != 0 and not experts_in_ram and C.llama_supports_gpu_offload()
+        self.cores = Cores(physical_cores()) if on_card else CORES  # what a card computes takes no core from others
+        params.n_threads = params.n_threads_batch = self._threads = physical_cores()
         params.kv_unified = True  # one cache for all sequences, so that a shared beginning is stored once
         self.ctx = C.llama_init_from_model(self.model, params)
         if not self.ctx:
@@ -193,7 +196,12 @@ class LlamaEngine:
         # llama.cpp asks at every node of its graph: nothing for many tokens, a twentieth of the time for one
         watched = self._asked_to_stop if self._asked_to_stop and len(items) > 64 else self.C.ggml_abort_callback(0)
         self.C.llama_set_abort_callback(self.ctx, watched, None)
-        if code := self.C.llama_decode(self.ctx, b):
+        with self.cores.some() as threads:
+            if threads != self._threads:
+                self.C.llama_set_n_threads(self.ctx, threads, threads)
+                self._threads = threads
+            code = self.C.llama_decode(self.ctx, b)
+        if code:
             if code == 2:
                 raise Stopped("the decoding was stopped")
             raise UserError(
@@ -279,8 +287,9 @@ class LlamaEngine:
         samplings, tokens = spread(sampling, n), [self.chat_tokens(p) for p in prompts]
         if not tokens or not n:
             return
-        queue = _Queue(self, tokens, samplings)
-        yield from self._go_on([], queue.drawings, queue.answers, queue.admit, queue.ended)
+        with self.cores.at_work():
+            queue = _Queue(self, tokens, samplings)
+            yield from self._go_on([], queue.drawings, queue.answers, queue.admit, queue.ended)
 
     def _go_on(self, live: "list[_Live]", drawings, answers, admit=list, ended=None) -> Iterator[tuple[int, str]]:
         """Decode answers side by side until each has ended; yields (answer, piece of its text).
@@ -325,6 +334,10 @@ class LlamaEngine:
         if len(set(firsts)) < len(firsts):
             raise UserError(f"two of the options {list(options)} begin with the same token for {self.name}")
         tokens = [self.chat_tokens(p) for p in prompts]
+        with self.cores.at_work():
+            return self._choose(tokens, firsts, reason)
+
+    def _choose(self, tokens: list[list[int]], firsts: list[int], reason: int) -> list[Choice]:
         choices: list[Choice] = []
         greedy = Drawing(Sampling(temperature=0))
         for block in self._blocks(tokens, reason + 1 if reason else 0):
@@ -346,14 +359,16 @@ class LlamaEngine:
 
     def logps(self, tokens: list[int]) -> np.ndarray:
         """Log-probability (nats) of each token after the first, given those before it: shape (T − 1)."""
-        rows = [logits.astype(np.float64) for _, _, logits in self._prefill([tokens], 0, every=True)]
+        with self.cores.at_work():
+            rows = [logits.astype(np.float64) for _, _, logits in self._prefill([tokens], 0, every=True)]
         return np.array([row[nxt] - np.logaddexp.reduce(row) for row, nxt in zip(rows, tokens[1:], strict=False)])
 
     def answer_logps(self, prompt: Messages, answer: str) -> tuple[np.ndarray, np.ndarray]:
         """What this model would have said at each token of `answer`: (token ids (T), log-probabilities (T, V), nats)."""
         before, ids = self.chat_tokens(prompt), self.tokenize(answer, special=False)
         seen = enumerate(self._prefill([before + ids], 0, every=True))
-        rows = [row.copy() for at, (_, _, row) in seen if len(before) - 1 <= at < len(before) + len(ids) - 1]
+        with self.cores.at_work():
+            rows = [row.copy() for at, (_, _, row) in seen if len(before) - 1 <= at < len(before) + len(ids) - 1]
         logits = np.array(rows, dtype=np.float32).reshape(len(ids), self.n_vocab)
         return np.array(ids), logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 

@@ -23,7 +23,7 @@ def load_engine(
         spec: "embedded" (SmolLM2-135M-Instruct through llama.cpp), a name of the catalogue ("qwen3-4b": fetched the
             first time), a .gguf file, the folder of a run (what it exported: a model, or an adapter with its base), an
             http(s) address of an OpenAI-compatible server or several with commas between them (the same model, work goes
-            to whichever is free), or a folder or hub id for transformers. A folder wins over a name.
+            to whichever is free; #64 after one says how many questions it takes at once), or a folder or hub id for transformers. A folder wins over a name.
         n_ctx: llama.cpp's cache in tokens.
         lora: a GGUF adapter (llama.cpp only).
         on: "cpu", "gpu", or "auto": the GPU where it is seen and has room. A server decides for itself.

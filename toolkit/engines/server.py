@@ -17,19 +17,22 @@ from toolkit.engines.schema import read_schema
 from toolkit.errors import EngineDown, UserError
 from toolkit.progress import say
 
+AT_ONCE = 4  # questions a server is asked at once where its address does not say: llama-server's slots
 # what a server answers every request with when the address, the key or the model's name is wrong
 NO_REQUEST_WILL_DO = (401, 403, 404, 405)
 
 
 class ServerEngine:
-    """Args: url: such as http://127.0.0.1:8080/v1; model: the name the server wants; tries: calls before giving up.
+    """Args: url: such as http://127.0.0.1:8080/v1, or …/v1#64 for one that answers 64 questions at once (`at_once` else); model: the
+    name the server wants; tries: calls before giving up.
 
-    Raises EngineDown when the server cannot be reached or answers with an error after `tries` calls, and a plain
+    Raises UserError for another number than 1 … 1024, EngineDown when the server cannot be reached or answers with an error after `tries` calls, and a plain
     UserError when it refuses one request (a text too long, say).
     """
 
-    def __init__(self, url: str, model: str = "default", tries: int = 3, timeout: float = 300, at_once: int = 4):
-        self.url, self.model, self.tries, self.timeout, self.at_once = url.rstrip("/"), model, tries, timeout, at_once
+    def __init__(self, url: str, model: str = "default", tries: int = 3, timeout: float = 300, at_once: int = AT_ONCE):
+        self.url, self.at_once = _address(url, at_once)
+        self.model, self.tries, self.timeout = model, tries, timeout
         self.name = f"server:{self.url}"
         self._asks_thinking, self._schema_form = True, "json_schema"  # until this server refuses them
 
@@ -205,6 +208,22 @@ class ServerPool(ServerEngine):
         if failed:
             raise failed[0]
         return found
+
+
+def at_once(spec: str) -> int:
+    """Questions that the servers which `spec` names work on at once, all together; 0 where it names none."""
+    urls = spec.split(",") if spec.startswith("http") else []
+    return sum(_address(url, AT_ONCE)[1] for url in urls if url.strip())
+
+
+def _address(url: str, at_once: int) -> tuple[str, int]:
+    """The address itself, and the number after its #, which no server is told."""
+    url, _, number = url.strip().partition("#")
+    if number and not (number.isdecimal() and 1 <= int(number) <= 1024):
+        raise UserError(
+            f"{url}#{number}: after # stands how many questions a server works on at once, 1 to 1024", "such as #64"
+        )
+    return url.rstrip("/"), int(number or at_once)
 
 
 class _Refused(UserError):

@@ -89,8 +89,22 @@ def test_an_adapter_on_a_quantised_base_is_proved_against_the_model_as_it_was_tr
     }
     facts = exported.prove(**told, kind="Q4_K_M", four_bit=True)
     assert facts["torch"] == "nf4"
+    assert facts["tolerance"] == pytest.approx(0.9 + 2 * facts["base_mean_difference"], abs=1e-3)
     assert facts["correlation_asked"] <= facts["adapter_change_correlation"]
     assert facts["greedy_text_differs_from_base"]
+
+
+def test_what_4_bits_cost_the_base_is_allowed_and_not_more(exported, tmp_path):
+    """An adapter four times as strong in torch as in the files, where 1.5 nats were allowed whatever the base's own error."""
+    from safetensors.torch import load_file, save_file
+
+    facts = exported.prove(four_bit=True)
+    assert facts["f16_mean_difference"] < 0.02 + 2 * facts["base_mean_difference"] < 1.0
+    shutil.copytree(exported.adapter, tmp_path / "strong")
+    file = tmp_path / "strong" / "adapter_model.safetensors"
+    save_file({k: 2 * v for k, v in load_file(file).items()}, file)
+    with pytest.raises(ProofError, match="f16 GGUF differ"):
+        exported.prove(adapter=tmp_path / "strong", four_bit=True)
 
 
 def test_an_export_that_is_the_base_fails_the_proof(exported, tiny, tmp_path):
@@ -117,7 +131,7 @@ def test_an_adapter_for_other_heads_fails_the_proof(exported, tmp_path, monkeypa
     monkeypatch.setattr(module, "ROPE_REORDERED", set())
     adapter_to_gguf(exported.adapter, exported.base.gguf, tmp_path / "wrong.gguf")
     told = {"merged": None, "f16": None, "kind": "F16"} if alone else {}
-    with pytest.raises(ProofError, match="differ from the trained" if alone else "does not move the base"):
+    with pytest.raises(ProofError, match="differ from torch" if alone else "does not move the base"):
         exported.prove(adapter_gguf=tmp_path / "wrong.gguf", **told)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from toolkit.engines.placing import BUFFERS, placement
-from toolkit.export.export import FLOAT32_UP_TO
+from toolkit.export.export import proved_in
 from toolkit.models.catalogue import catalogue, entry
 from toolkit.models.dry import Job, dry_step
 from toolkit.models.gguf_file import BITS
@@ -185,12 +185,15 @@ class Run:
         return rows * tokens * self.sizes.cache * self.each
 
     def look(self, most: int) -> float:
-        """Bytes of a tripwire's look: answers written, then read with all their logits."""
+        """Bytes of a tripwire's look: answers written (on a CPU by llama.cpp, whose memory goes again), then read with all
+        their logits."""
         t = self.recipe.tripwire
         if not t.every:
             return 0.0
         rows = min(LOOK_ROWS, t.prompts * t.samples)
         written = self.cache(rows, PROMPT + most) + 4 * rows * self.sizes.vocabulary * 4.0
+        if not self.gpu:
+            written = self.engine("base").bytes(CONTEXT["writer"])
         read = min(READ_ROWS, rows) * most * self.sizes.vocabulary * (self.each + 4.0 + 4.0)
         return max(written, read)
 
@@ -516,28 +519,23 @@ class Run:
     def _export(self) -> Use:
         """Merged a few matrices at a time, converted, quantised; or the adapter alone.
 
-        The proof holds the base in torch as training did, or in float32 where it is small, with logits of one text in float64.
+        The proof holds the base in torch (`proved_in`), with logits of one text in float64, then its GGUF in llama.cpp.
         """
-        if not self.merges():
-            return self._reading("base", "writer")
         weights = self.sizes.total * 2 / GIB
         proof = self.step(1, PROVED, None, head="states")
-        whole = (
-            self.sizes.total * 4.0
-            if not self.recipe.model.four_bit and self.sizes.total <= FLOAT32_UP_TO
-            else proof.weights
-        )
+        exact = proved_in(self.sizes.total, self.recipe.model) == proved_in(0, self.recipe.model)
+        whole = self.sizes.total * 4.0 if exact else proof.weights
         reading = proof.activations + proof.unpacked + PROVED * self.sizes.vocabulary * (self.each + 8 + 8)
         held = {"weights, to prove": whole / GIB, "reading": reading / GIB}
         ram = {"python and torch": TRAINS}
-        ram |= (
-            {"CUDA's libraries": HOST, "a file of weights": min(SHARD, weights)}
-            if self.gpu
-            else {**held, "GGUF, to prove": weights}
-        )
+        ram |= {"CUDA's libraries": HOST, "a file of weights": min(SHARD, weights)} if self.gpu else held
+        vram = {"CUDA": CUDA_CONTEXT, **held} if self.gpu else {}
+        if not self.merges():
+            return _most([Use(vram, ram), self._reading("base", "writer")])
+        ram |= {} if self.gpu else {"GGUF, to prove": weights}
         scratch = {"merged weights": weights, "16-bit GGUF": weights}
         kept = {"GGUF": self.gguf_bytes(self.recipe.export.quantisation) / GIB}
-        return Use({"CUDA": CUDA_CONTEXT, **held} if self.gpu else {}, ram, kept, scratch)
+        return Use(vram, ram, kept, scratch)
 
     def _pairs(self) -> Use:
         """The trained reward model reads the candidates."""

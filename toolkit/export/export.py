@@ -15,7 +15,9 @@ from toolkit.models.resolve import Model
 from toolkit.progress import bar, say
 from toolkit.recipe import MERGED_BELOW, ExportSettings, ModelSettings
 
-FLOAT32_UP_TO = 2e9  # parameters that torch holds in float32 for the proof
+# parameters that torch holds in float32 for the proof: then what was trained in 4 bits, too, is compared with the weights that
+# the files have, and no rounding has to be allowed for. In 4 bits training may have had less memory than float32 takes.
+FLOAT32_UP_TO, TRAINED_IN_4_BITS_UP_TO = 2e9, 1e9
 README = Path(__file__).parent / "card"
 
 
@@ -54,14 +56,20 @@ def export_model(
         final,
         kind if merge else facts.quantisation,
         f16 if f16.is_file() else None,
-        four_bit=weights.four_bit,
-        dtype="float32" if facts.parameters <= FLOAT32_UP_TO else weights.dtype,
+        **proved_in(facts.parameters, weights),
     )
     steps.update()
     steps.close()
     f16.unlink(missing_ok=True)
     shutil.rmtree(out / "merged", ignore_errors=True)
     return _write_card(out, name, base, adapter, facts, final, kind if merge else facts.quantisation, proof)
+
+
+def proved_in(parameters: int, weights: ModelSettings) -> dict:
+    """How torch holds the base for the proof: {"four_bit", "dtype"} of `prove_export`."""
+    if parameters <= (TRAINED_IN_4_BITS_UP_TO if weights.four_bit else FLOAT32_UP_TO):
+        return {"four_bit": False, "dtype": "float32"}
+    return {"four_bit": weights.four_bit, "dtype": weights.dtype}
 
 
 def _merge(base: Model, adapter: Path, parameters: int, kind: str, final: Path, f16: Path, steps) -> None:

@@ -1,6 +1,8 @@
 """The tripwire: it stops what games its reward and puts back the last good adapter, and leaves healthy training alone."""
 
+import io
 import json
+from contextlib import redirect_stderr
 from functools import partial
 
 import pytest
@@ -71,9 +73,13 @@ def timeless(facts: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def gamed(tiny, tmp_path_factory):
-    """A reward that pays for one word, until the tripwire stops it."""
-    out = tmp_path_factory.mktemp("gamed")
-    return out, grpo(tiny, out, wire(out))
+    """A reward that pays for one word, until the tripwire stops it: (folder, facts); what was said stands in said.txt."""
+    out, said = tmp_path_factory.mktemp("gamed"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(said):
+        patch.delenv("FABLESMITH_QUIET")
+        facts = grpo(tiny, out, wire(out))
+    (out / "said.txt").write_text(said.getvalue())
+    return out, facts
 
 
 def test_a_reward_that_pays_for_one_word_is_stopped_and_said_why(gamed):
@@ -97,18 +103,17 @@ def test_what_is_left_is_the_last_adapter_that_passed(gamed):
     assert not (out / "adapter" / "step").exists()
 
 
-def test_the_line_that_says_so_names_steps_and_reasons(tiny, tmp_path, capfd, monkeypatch):
-    monkeypatch.delenv("FABLESMITH_QUIET")
-    facts = grpo(tiny, tmp_path, wire(tmp_path))
-    line = next(row for row in capfd.readouterr().err.splitlines() if "tripwire" in row)
+def test_the_line_that_says_so_names_steps_and_reasons(gamed):
+    out, facts = gamed
+    line = next(row for row in (out / "said.txt").read_text().splitlines() if "tripwire" in row)
     assert f"stopped at step {facts['tripwire']['tripped']}, back to step {facts['tripwire']['kept']}" in line
 
 
 def test_a_healthy_training_goes_to_its_end(tiny, tmp_path):
-    facts = grpo(tiny, tmp_path, wire(tmp_path), lr=1e-5)
-    assert facts["steps"] == 6
+    facts = grpo(tiny, tmp_path, wire(tmp_path), lr=1e-5, steps=3)
+    assert facts["steps"] == 3
     assert facts["tripwire"]["tripped"] is None
-    assert facts["tripwire"]["looks"] == 7
+    assert facts["tripwire"]["looks"] == 4
     assert facts["tripwire"]["kl"][0] == 0
 
 
@@ -123,9 +128,9 @@ def test_a_look_changes_nothing_to_the_last_bit(tiny, tmp_path):
         random.random(), np.random.rand(3), torch.rand(5)
         return [0.0] * len(answers)
 
-    watched = grpo(tiny, tmp_path / "watched", wire(tmp_path / "watched", reward=restless), steps=3)
-    alone = grpo(tiny, tmp_path / "alone", None, steps=3)
-    assert watched["tripwire"]["looks"] == 4
+    watched = grpo(tiny, tmp_path / "watched", wire(tmp_path / "watched", reward=restless), steps=2)
+    alone = grpo(tiny, tmp_path / "alone", None, steps=2)
+    assert watched["tripwire"]["looks"] == 3
     a, b = (adapter(tmp_path / name / "adapter") for name in ("watched", "alone"))
     assert all((a[k] == b[k]).all() for k in a)
     assert watched["rewards"] == alone["rewards"]

@@ -190,6 +190,26 @@ def test_a_look_that_llama_writes_changes_nothing_to_the_last_bit(tiny, by_llama
     assert all((a[k] == b[k]).all() for k in a)
 
 
+def test_divergence_is_the_same_however_the_answers_are_read(tiny, by_llama, tmp_path):
+    """Side by side with padding, or one by one from the adapter's lowest layer on."""
+    import torch
+
+    from toolkit.models.load import load_model, load_tokenizer, wear
+
+    base = resolve(str(tiny))
+    tokenizer, model = load_tokenizer(base), wear(load_model(base, dtype="float32"), by_llama[0] / "adapter").eval()
+    said = [tokenizer([p, answer])["input_ids"] for p in PROBE[:4] for answer in ("Luck!", "May the wind be kind.")]
+    found = {}
+    for plain in (None, True):
+        watching = wire(tmp_path)
+        watching.plain = plain
+        with torch.no_grad():
+            found[plain] = watching._divergence(model, tokenizer, said)
+        assert watching.plain is (plain or False)
+    assert found[None] == pytest.approx(found[True], abs=1e-4)
+    assert max(map(abs, found[True])) > 0.01
+
+
 def test_a_training_whose_looks_llama_writes_ends_alike_when_it_was_killed(
     tiny, tiny_gguf, by_llama, tmp_path, monkeypatch
 ):

@@ -17,7 +17,9 @@ import torch
 from transformers import TrainerCallback
 
 from toolkit.engines.base import Messages, Sampling, defused
+from toolkit.models.lower import lowest_adapted
 from toolkit.narrative.words import ngrams, words_of
+from toolkit.preference.shared import answer_logps, lower_states, rows_of, why_plain
 from toolkit.progress import batched, say
 from toolkit.recipe import TripwireSettings
 from toolkit.records import append_jsonl, guess_language, read_jsonl, write_jsonl
@@ -124,6 +126,7 @@ class Tripwire:
         self.prompts = self.prompts[: settings.prompts]
         self.out, self.seed, self.max_tokens, self.temperature = Path(out), seed, max_tokens, temperature
         self.broken, self.writer, self.rows = broken, writer, []
+        self.plain: bool | None = None  # whether answers are read side by side; not known before the first look
 
     def callback(self, tokenizer) -> TrainerCallback:
         return _Callback(self, tokenizer)
@@ -226,12 +229,25 @@ class Tripwire:
         """Each prompt's mean log π − log π_start a token of its answers (nats)."""
         from trl.trainer.utils import use_adapter
 
+        start = lambda: use_adapter(model, "ref" if "ref" in model.peft_config else None)  # noqa: E731  # the policy as it was
+        if self.plain is None:
+            prompt, answer = said[0]
+            self.plain = bool(model.device.type != "cpu" or why_plain(model, (prompt, answer, answer)))
         ratios = [0.0] * len(said)
+        if not self.plain:  # one by one, and the layers below the adapter, where nothing has changed, once for both
+            base = model.get_base_model()
+            cut = lowest_adapted(base)
+            for i, (prompt, answer) in enumerate(said):
+                row = rows_of(prompt, answer, answer, shared=False)[0]
+                lower = lower_states(base, row, cut) if cut else None
+                gap = answer_logps(base, row, cut, lower)
+                with start():
+                    ratios[i] = float((gap - answer_logps(base, row, cut, lower)).sum())
         order = sorted(range(len(said)), key=lambda i: sum(map(len, said[i])))  # alike lengths together: little padding
-        for picked in batched(order, READ):
+        for picked in batched(order, READ) if self.plain else ():
             rows = [said[i] for i in picked]
             gap = self._read(model, tokenizer, rows)
-            with use_adapter(model, "ref" if "ref" in model.peft_config else None):  # the policy as it was at the start
+            with start():
                 gap = gap - self._read(model, tokenizer, rows)
             for i, row in zip(picked, gap, strict=True):
                 ratios[i] = float(row.sum())

@@ -6,6 +6,7 @@ Also a launch of which one process fails, and one that waits for ever; tests/tes
 import hashlib
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.hardware import prepare_environment
@@ -73,8 +74,11 @@ def reward(tiny, out):
         if i % 2:
             groups[-1].add(f"{flat} {good}", [5.0] * 5, 0.5, "x")
     torch.manual_seed(1)
+    lora = replace(lora, last_layers=1)
     model = new_reward_model(RewardConfig(str(tiny.weights), fingerprint(tiny), dtype="float32"), lora)
+    model.keep_lower()
     train_reward(model, groups, RewardSettings(lora=lora, **STEPS), out)
+    assert model.lower, "layers below the adapter were to be kept"
     if not together.rank():
         model.save(out)
     return {}

@@ -54,6 +54,14 @@ NF4 = ModelSettings(dtype="float32", four_bit=True)
 MOE = ModelSettings(id="embedded-moe", dtype="float32", four_bit=True)
 HELD = SafetySettings(signal="constant")
 DPO = DpoSettings(lora=LAST, batch=2, accumulate=1, epochs=0.5, gradient_checkpointing=False)
+GRPO = Recipe(
+    task="greeting",
+    align="grpo",
+    model=F32,
+    sft=SftSettings(lora=LAST),
+    grpo=GrpoSettings(batch=8, mini_batch=8, updates=2, steps=2, max_tokens=112, gradient_checkpointing=False),
+    tripwire=TripwireSettings(every=0),
+)
 CASES = {
     "dpo": Case("dpo", 240, recipe(F32, dpo=DPO)),
     "dpo-checkpointed": Case("dpo", 384, recipe(F32, dpo=DpoSettings(batch=2, accumulate=1, epochs=0.5))),
@@ -68,18 +76,8 @@ CASES = {
         "sft", 320, Recipe(task="greeting", model=F32, sft=SftSettings(lora=LAST, gradient_checkpointing=False))
     ),
     "pairwise": Case("pairwise", 320, Recipe(task="greeting", model=F32, pairwise=PairwiseSettings(lora=LAST))),
-    "grpo": Case(
-        "grpo",
-        232,
-        Recipe(
-            task="greeting",
-            align="grpo",
-            model=F32,
-            sft=SftSettings(lora=LAST),
-            grpo=GrpoSettings(batch=8, mini_batch=8, updates=2, steps=2, max_tokens=112, gradient_checkpointing=False),
-            tripwire=TripwireSettings(every=0),
-        ),
-    ),
+    "grpo": Case("grpo", 232, GRPO),
+    "grpo-held": Case("grpo", 232, replace(GRPO, safety=HELD)),
     "dpo-held": Case("dpo", 240, recipe(F32, dpo=DPO, safety=HELD)),
     "sft-held": Case(
         "sft",
@@ -158,7 +156,7 @@ def work(case: Case, out: Path) -> None:
         train_sft(model, [("Write.", text(20))], replace(r.sft, epochs=1), r.model, out / "start")
         paid = [("length", lambda prompts, answers: [float(len(a)) for a in answers], 1.0)]
         start = out / "start" / "adapter"
-        train_grpo(model, asked, paid, lambda p, a: [], r.grpo, r.model, out / "grpo", start=start)
+        train_grpo(model, asked, paid, lambda p, a: [], r.grpo, r.model, out / "grpo", start=start, held=held(r))
 
 
 def predict(case: Case) -> dict[str, float]:

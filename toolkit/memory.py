@@ -29,8 +29,8 @@ CUDA_CONTEXT = 0.7  # GiB on the card before any tensor: the driver's context an
 HOST = 2.0  # GiB of RAM for CUDA's libraries beside torch (not measured)
 SHARD = 4.6  # GiB: the hub's usual largest file of safetensors
 # GiB of RAM of a process that only runs our code, trains, runs llama.cpp, has done both, and of the GGUF converter beside ours
-PLAIN, TRAINS, READS, AFTER, CONVERTS = 0.1, 0.75, 0.25, 0.92, 0.7
-FREED = 0.4  # of a step's memory on a CPU: what glibc keeps besides, in pieces (hardware.keep_freed_memory)
+PLAIN, TRAINS, READS, AFTER, CONVERTS = 0.1, 0.78, 0.25, 0.92, 0.7
+FREED = 0.1  # of a step's memory on a CPU: what glibc keeps besides, in pieces (hardware.keep_freed_memory)
 TORCH = ("sft", "reward", "pairwise", "dpo", "grpo", "export")  # stages that load it, whatever the recipe
 LIBRARIES = ("python", "llama.cpp", "python and torch", "CUDA's libraries")
 EMBEDS = 0.7  # GiB of RAM of sentence-transformers and its small model: a tripwire's and the comparison's distances
@@ -345,14 +345,14 @@ class Run:
     def held(self, found: "Trained", tokens: int) -> tuple["Trained", dict[str, float]]:
         """(`found` with the logits by which it is held to its reference, the last states of both that stay beside).
 
-        At the peak fourteen blocks' worth of logits was alive, head's and softmaxes' copies among them (benchmarks/safety_loss.py,
-        one block), and never at once with the loss's own. A reference adapter counts where there is one.
+        At the peak seven blocks of logits are alive, head's and softmaxes' copies among them (anchor._Terms), and never at once with
+        the loss's own. A reference adapter counts where there is one.
         """
         if self.recipe.safety.signal == "none":
             return found, {}
         from toolkit.models.anchor import BLOCK
 
-        blocks = 14.0 * min(BLOCK, 4 * tokens * self.sizes.vocabulary)
+        blocks = 7.0 * min(BLOCK, 4 * tokens * self.sizes.vocabulary)
         states = {"reference's states": 2 * tokens * self.sizes.hidden * self.each}
         return dataclasses.replace(found, logits=max(found.logits, blocks)), states
 

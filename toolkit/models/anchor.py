@@ -17,7 +17,7 @@ from toolkit.recipe import SafetySettings
 from toolkit.records import append_jsonl, read_jsonl, write_jsonl
 
 REFERENCE = "ref"  # name of the frozen copy of the adapter that training started from, as TRL calls it
-BLOCK = 64 * 2**20  # bytes of one block of float32 logits; fourteen times that is alive at the peak (docs/results.md)
+BLOCK = 64 * 2**20  # bytes of one block of float32 logits; seven times that is alive at the peak (docs/results.md)
 EMA = "risk_ema.jsonl"
 
 Head = Callable[[torch.Tensor], torch.Tensor]

@@ -76,7 +76,7 @@ def reward(tiny, out):
     torch.manual_seed(1)
     lora = replace(lora, last_layers=1)
     model = new_reward_model(RewardConfig(str(tiny.weights), fingerprint(tiny), dtype="float32"), lora)
-    model.keep_lower()
+    model.keep_lower([t for g in groups for t in g.texts])
     train_reward(model, groups, RewardSettings(lora=lora, **STEPS), out)
     assert model.lower, "layers below the adapter were to be kept"
     if not together.rank():

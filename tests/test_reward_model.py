@@ -78,16 +78,22 @@ def test_layers_below_the_adapter_read_a_text_once_and_teach_the_same(tiny, tmp_
     real, read = module.states_into, []
     monkeypatch.setattr(module, "states_into", lambda *a, **k: read.append(k["input_ids"]) or real(*a, **k))
     models = {name: fresh(tiny) for name in ("kept", "whole")}
-    models["kept"].keep_lower()
+    models["kept"].keep_lower([t for g in groups() for t in g.texts])
     for name, model in models.items():
         model.features(GOOD)
         train_reward(model, groups(), settings(), tmp_path / name)
         model.save(tmp_path / name)
-    assert len(read) == 4
+    assert [len(ids) for ids in read] == [4]
     assert models["kept"].score(GOOD) == pytest.approx(models["whole"].score(GOOD), abs=1e-5)
     for file in ("adapter_model.safetensors", "head.safetensors"):
         a, b = (load_file(tmp_path / name / file) for name in models)
         assert all(np.allclose(a[k], b[k], atol=1e-5) for k in b)
+
+
+def test_a_text_that_was_not_kept_is_read_whole_beside_one_that_was(tiny):
+    model, whole = fresh(tiny), fresh(tiny)
+    model.keep_lower(GOOD[:2])
+    assert model.features(GOOD) == pytest.approx(whole.features(GOOD), abs=1e-5)
 
 
 def test_where_a_model_is_not_the_same_in_two_parts_it_is_read_whole(tiny, monkeypatch):
@@ -98,8 +104,8 @@ def test_where_a_model_is_not_the_same_in_two_parts_it_is_read_whole(tiny, monke
         lower, "states_into", lambda *a, **k: real(*a, **k) * 1.1
     )  # as a model that scales its embeddings
     model = fresh(tiny)
-    model.keep_lower()
-    assert model.lower is None
+    model.keep_lower(GOOD)
+    assert not model.lower
 
 
 def test_in_four_bits_it_trains_and_loads(tiny, tmp_path):

@@ -236,12 +236,12 @@ def reward(recipe: Recipe, work) -> dict:
 
     torch.manual_seed(recipe.seed)
     rm = new_reward_model(config, settings.lora)
-    rm.keep_lower()
     too_long = drop_long(train, rm, settings.max_tokens) + drop_long(held_out, rm, 1 << 20)
     if not any(g.absolute for g in train):
         raise UserError(
             "there is nothing to train the reward model on", "give well-made plots, or raise reward.max_tokens"
         )
+    rm.keep_lower([t for g in train + held_out for t in g.texts])
     before = work.out / "baselines.json"
     if not before.exists() and not together.rank():
         save_json(before, baselines(rm, held_out, recipe.seed))

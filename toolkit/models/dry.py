@@ -214,14 +214,15 @@ def _pair_reader(model, job: Job, layers: int, ledger: Ledger):
 
 
 class _AnswerLogps(torch.autograd.Function):
-    """The sizes of preference.shared.AnswerLogps: a block of logits and their exponentials, and a slope for each state."""
+    """The sizes of preference.shared.AnswerLogps: a block of logits in float32, in 16 bits too where those are, and a slope for each state."""
 
     @staticmethod
     def forward(ctx, states, weight, ledger):
         ctx.slopes = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         with _Kind(ledger, "logits"):
             rows = min(len(states), max(1, BLOCK // (4 * len(weight))))
-            states.new_empty(2 * rows, len(weight), dtype=torch.float32)
+            block = [states.new_empty(rows, len(weight), dtype=d) for d in {torch.float32, states.dtype}]
+            del block
         return states.new_empty(len(states), dtype=torch.float32)
 
     @staticmethod

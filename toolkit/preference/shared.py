@@ -105,11 +105,15 @@ class AnswerLogps(torch.autograd.Function):
         for at in range(0, len(targets), size):
             part = slice(at, at + size)
             logits = (states[part] @ weight.T).float()
-            rest = logits.logsumexp(-1, keepdim=True)
-            logps[part] = (logits.gather(-1, targets[part, None]) - rest)[:, 0]
+            logits -= logits.amax(-1, keepdim=True)
+            said = logits.gather(-1, targets[part, None])
+            total = logits.exp_().sum(
+                -1, keepdim=True
+            )  # in place: logsumexp would make a second block, and this one's exponentials twice
+            logps[part] = (said - total.log())[:, 0]
             if needed:
-                p = logits.sub_(rest).exp_().to(weight.dtype)
-                slopes[part] = weight[targets[part]] - p @ weight
+                slopes[part] = weight[targets[part]] - logits.div_(total).to(weight.dtype) @ weight
+            del logits, said, total  # before the next block is asked for
         ctx.slopes = slopes
         return logps
 

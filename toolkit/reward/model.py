@@ -71,31 +71,14 @@ class AspectHeadModel(nn.Module):
     def features(self, input_ids, attention_mask, reading=None, lower=None) -> torch.Tensor:
         """Mean hidden state over each text's tokens, and `reading` (B, R) beside it: (B, T) → (B, H + R), float32.
 
-        With `lower`, what comes into layer `cut` of each text (T, H), only the layers from there on are run.
+        With `lower` (B, T, H), what comes into layer `cut`, only the layers from there on are run.
         """
-        if (
-            input_ids.device.type == "cpu"
-        ):  # text by text: nothing is padded, and nothing hangs on what is read beside it
-            lengths = attention_mask.sum(1).tolist()
-            mean = torch.stack(
-                [
-                    self._states(input_ids[i, None, :n], lower and lower[i]).float().mean(0)
-                    for i, n in enumerate(lengths)
-                ]
-            )
-        else:
-            read = {"input_ids": input_ids, "attention_mask": attention_mask}
-            hidden = self.backbone(**read, use_cache=False).last_hidden_state
-            mask = attention_mask[..., None].float()
-            mean = (hidden.float() * mask).sum(1) / mask.sum(1)
+        read = {"input_ids": input_ids} if lower is None else {"inputs_embeds": lower}
+        with layers_from(self.backbone, 0 if lower is None else self.cut):
+            hidden = self.backbone(**read, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        mask = attention_mask[..., None].float()
+        mean = (hidden.float() * mask).sum(1) / mask.sum(1)
         return mean if reading is None else torch.cat([mean, reading.to(mean)], dim=1)
-
-    def _states(self, ids: torch.Tensor, lower: torch.Tensor | None) -> torch.Tensor:
-        """Last hidden states (T, H) of one text, ids (1, T)."""
-        if lower is None:
-            return self.backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
-        with layers_from(self.backbone, self.cut):
-            return self.backbone(inputs_embeds=lower[None], use_cache=False).last_hidden_state[0]
 
     def forward(
         self,
@@ -208,10 +191,7 @@ class RewardModel:
     def __init__(self, module, tokenizer, config: RewardConfig, reader: Reader | None = None):
         self.module, self.tokenizer, self.config = module.eval(), tokenizer, config
         self.reader = reader or (Reader(config.base, config.dtype) if config.reading else None)
-        self.lower: dict[bytes, torch.Tensor] | None = (
-            None  # token ids → what comes into layer `cut`; None keeps nothing
-        )
-        self.room = KEPT
+        self.lower: dict[bytes, torch.Tensor] = {}  # token ids → (T, H), what comes into layer `cut`
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text. Raises UserError for an empty one, or one above max_tokens (nothing is cut silently)."""
@@ -243,28 +223,27 @@ class RewardModel:
         inputs = pad(rows, self.tokenizer.pad_token_id, device)
         if self.config.reading:
             inputs["reading"] = torch.from_numpy(self.reader.read(rows)).to(device)
-        if self.lower is not None:
-            inputs["lower"] = [self._lower(np.array(row)) for row in rows]
+        if self.lower and None not in (known := [self.lower.get(_key(row)) for row in rows]):
+            inputs["lower"] = nn.utils.rnn.pad_sequence(known, batch_first=True)
         return inputs
 
-    def keep_lower(self) -> None:
-        """From here on each text goes through the layers below the adapter once, however often it is read while the adapter learns.
+    @torch.no_grad()
+    def keep_lower(self, texts: list[str], batch: int = 16) -> None:
+        """Read these texts through the layers below the adapter now, so that they need not be again while the adapter learns.
 
-        Of a model that is to be trained, on the CPU, where it may be read in two parts.
+        On the CPU, where the model may be read in two parts and KEPT bytes hold them all. What is read beside what depends on the
+        texts alone: a training that goes on finds the same numbers to the last bit.
         """
-        if self.device.type == "cpu" and (cut := where_cut(self.inner.backbone)):
-            self.lower, self.inner.cut = {}, cut
-
-    def _lower(self, ids: np.ndarray) -> torch.Tensor:
-        """(T, H): what comes into layer `cut` of a text (T)."""
-        key = ids.astype(np.int32).tobytes()
-        if key not in self.lower:
-            found = states_into(self.inner.backbone, self.inner.cut, input_ids=torch.from_numpy(ids)[None])[0]
-            size = found.numel() * found.element_size()
-            if size > self.room:
-                return found
-            self.lower[key], self.room = found, self.room - size
-        return self.lower[key]
+        rows = sorted(map(list, set(map(tuple, self.encode(texts)))), key=lambda row: (len(row), row))
+        backbone = self.inner.backbone
+        size = sum(map(len, rows)) * backbone.config.hidden_size * backbone.dtype.itemsize
+        if self.device.type != "cpu" or size > KEPT or not (cut := where_cut(backbone)):
+            return
+        self.inner.cut = cut
+        for start in bar(range(0, len(rows), batch), desc="lower layers", unit="batch"):
+            picked = rows[start : start + batch]
+            states = states_into(backbone, cut, **pad(picked, self.tokenizer.pad_token_id))
+            self.lower |= {_key(row): found[: len(row)].clone() for row, found in zip(picked, states, strict=True)}
 
     @property
     def inner(self) -> AspectHeadModel:
@@ -295,6 +274,10 @@ class RewardModel:
         head = inner.head.modules_to_save["default"] if hasattr(inner.head, "modules_to_save") else inner.head
         save_file({k: v.contiguous().cpu() for k, v in head.state_dict().items()}, folder / "head.safetensors")
         (folder / "reward.json").write_text(json.dumps(asdict(self.config), indent=1))
+
+
+def _key(row: list[int]) -> bytes:
+    return np.array(row, np.int32).tobytes()
 
 
 def pad(rows: list[list[int]], pad_id: int, device="cpu") -> dict[str, torch.Tensor]:

@@ -167,6 +167,9 @@ def predict(case: Case) -> dict[str, float]:
         def tokens(self, stage: str) -> int:
             return case.tokens
 
+        def rated_states(self) -> float:
+            return 0.0  # 28 texts
+
         def pair(self) -> tuple[int, int, int]:
             prompt = template()
             return prompt, case.tokens - prompt, case.tokens - prompt - 1

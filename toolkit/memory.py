@@ -15,10 +15,12 @@ import torch
 
 from toolkit.engines.placing import BUFFERS, placement
 from toolkit.export.export import proved_in
+from toolkit.models.anchor import BLOCK
 from toolkit.models.catalogue import catalogue, entry
 from toolkit.models.dry import Job, dry_step
 from toolkit.models.gguf_file import BITS
 from toolkit.models.load import pick_dtype
+from toolkit.models.lower import KEPT, plain_kind
 from toolkit.models.resolve import MADE, exported_gguf, resolve
 from toolkit.models.sizes import config_of, count
 from toolkit.recipe import MERGED_BELOW, LoraSettings, Recipe
@@ -40,6 +42,7 @@ TEMPLATE = 20  # tokens of a chat template around a prompt and its answer
 REQUESTS, CURATED = 440, 135  # requests that ship, and pairs of a good and a flawed greeting
 PROVED = 150  # tokens of the text that an export is proved on
 KINDS = 6  # of damage (narrative.damage.HARM)
+MADE_PLOTS, MADE_PLOT = 72, 165  # well-made plots that ship, and tokens of one
 CONTEXT = {"writer": 4096, "agent": 8192, "judge": 8192}  # tokens of llama.cpp's cache
 LOOK_ROWS, READ_ROWS = 16, 4  # answers that a tripwire writes and reads at once
 
@@ -185,8 +188,8 @@ class Run:
         return rows * tokens * self.sizes.cache * self.each
 
     def look(self, most: int) -> float:
-        """Bytes of a tripwire's look: answers written (on a CPU by llama.cpp, whose memory goes again), then read with all
-        their logits."""
+        """Bytes of a tripwire's look: answers written, then read with all their logits. On a CPU llama.cpp writes them, whose memory goes
+        again, and they are read one by one with a block of logits (preference.shared), where the model can be."""
         t = self.recipe.tripwire
         if not t.every:
             return 0.0
@@ -195,6 +198,8 @@ class Run:
         if not self.gpu:
             written = self.engine("base").bytes(CONTEXT["writer"])
         read = min(READ_ROWS, rows) * most * self.sizes.vocabulary * (self.each + 4.0 + 4.0)
+        if not self.gpu and not plain_kind(self.config):
+            read = 1.5 * BLOCK
         return max(written, read)
 
     def tokens(self, stage: str) -> int:
@@ -246,7 +251,16 @@ class Run:
             checkpointing=g.gradient_checkpointing,
         )
         whole = self.step(1, 1, None, head="mean").weights  # all layers are loaded, then some are cut
-        return self.train(found, turns={"layers that are cut": whole - found.weights})
+        below = {} if self.gpu else {"lower layers' states": self.rated_states()}
+        return self.train(found, below, {"layers that are cut": whole - found.weights})
+
+    def rated_states(self) -> float:
+        """Bytes of what the layers below the reward model's adapter make of every text it learns from (RewardModel.keep_lower)."""
+        r, g = self.recipe, self.recipe.reward
+        texts = MADE_PLOTS * (1 + KINDS * len(g.strengths)) + r.premises.train * r.candidates.per_premise
+        states = texts * MADE_PLOT * self.sizes.hidden * self.each
+        below = 0 < g.lora.last_layers < round(self.sizes.layers * g.depth)
+        return states if below and states <= KEPT and not plain_kind(self.config) else 0.0
 
     def _dpo(self) -> Use:
         g, greeting = self.recipe.dpo, self.recipe.task == "greeting"
@@ -270,7 +284,6 @@ class Run:
     def pairs_apart(self) -> str:
         """Why DPO reads pairs the plain way, both answers padded side by side; "" where a pair is read at once (preference.shared)."""
         from toolkit.models.unsloth_road import would_take
-        from toolkit.preference.shared import plain_kind
 
         r = self.recipe
         if r.safety.signal != "none":
@@ -302,8 +315,6 @@ class Run:
 
     def kept_states(self, lora: LoraSettings) -> float:
         """Bytes of RAM of what the layers below the adapter make of each pair, kept for the epochs after the first."""
-        from toolkit.preference.shared import KEPT
-
         below = lora.last_layers and lora.last_layers < self.sizes.layers
         if not below or self.recipe.dpo.epochs <= 1:
             return 0.0
@@ -350,8 +361,6 @@ class Run:
         """
         if self.recipe.safety.signal == "none":
             return found, {}
-        from toolkit.models.anchor import BLOCK
-
         blocks = 7.0 * min(BLOCK, 4 * tokens * self.sizes.vocabulary)
         states = {"reference's states": 2 * tokens * self.sizes.hidden * self.each}
         return dataclasses.replace(found, logits=max(found.logits, blocks)), states

@@ -12,10 +12,10 @@ from pathlib import Path
 from toolkit.recipe import Recipe
 from toolkit.records import read_jsonl, side_of
 
-# tokens a second on 2 cores (AMD EPYC with AVX512-BF16, 2026-11-21); measured by whole quickstart runs
-READ, JUDGE, WRITE, FEATURES = 900.0, 430.0, 160.0, 1900.0
-LOOK = 45.0  # of a tripwire's look: written by transformers, read twice
-REWARD_STEP, DPO_STEP = {True: 435.0, False: 720.0}, {True: 120.0, False: 265.0}  # by gradient checkpointing
+# tokens a second on 2 cores (AMD EPYC with AVX512-BF16, 2026-11-28); measured by whole quickstart runs
+READ, JUDGE, WRITE, FEATURES = 1000.0, 800.0, 310.0, 1900.0
+LOOK = 80.0  # of a tripwire's look: written, read by policy and start, rated
+REWARD_STEP, DPO_STEP = {True: 435.0, False: 720.0}, {True: 150.0, False: 330.0}  # by gradient checkpointing
 MADE_PLOT, ASK, DRAFT_PROMPT = 165, 55, 90  # tokens: a well-made plot, one question to the rater, prompt of a draft
 CLAIM = 40  # tokens of a critic's claim or a quote
 KINDS = 6  # of damage (narrative.damage.HARM)

@@ -102,7 +102,7 @@ def _commands(runs: dict[str, str], vram: float, verbs: set[str]) -> list[str]:
     if finished:
         groups.append((f"Use what {finished[0]} made", _uses(finished[0], verbs)))
     if not runs:
-        groups.append(("Start here (10 to 12 minutes on 2 cores, no network)", ["fablesmith run quickstart"]))
+        groups.append(("Start here (8 to 10 minutes on 2 cores, no network)", ["fablesmith run quickstart"]))
     if vram and "fit" in verbs:
         groups.append((f"What fits the {vram:.0f} GB of this GPU", ["fablesmith fit"]))
     if not finished:

@@ -9,7 +9,7 @@
 # | | |
 # |---|---|
 # | machine | Colab's free CPU or T4 (`diverse-ddpo` is the recipe for a 24 GB GPU) |
-# | needs | {needs:diverse-small}; the quickstart before it 10 to 12 minutes |
+# | needs | {needs:diverse-small}; the quickstart before it 8 to 10 minutes |
 
 # %% setup
 # %% [markdown]

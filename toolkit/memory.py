@@ -31,7 +31,7 @@ CUDA_CONTEXT = 0.7  # GiB on the card before any tensor: the driver's context an
 HOST = 2.0  # GiB of RAM for CUDA's libraries beside torch (not measured)
 SHARD = 4.6  # GiB: the hub's usual largest file of safetensors
 # GiB of RAM of a process that only runs our code, trains, runs llama.cpp, has done both, and of the GGUF converter beside ours
-PLAIN, TRAINS, READS, AFTER, CONVERTS = 0.1, 0.78, 0.25, 0.92, 0.7
+PLAIN, TRAINS, READS, AFTER, CONVERTS = 0.1, 0.85, 0.25, 0.92, 0.7
 FREED = 0.1  # of a step's memory on a CPU: what glibc keeps besides, in pieces (hardware.keep_freed_memory)
 TORCH = ("sft", "reward", "pairwise", "dpo", "grpo", "export")  # stages that load it, whatever the recipe
 LIBRARIES = ("python", "llama.cpp", "python and torch", "CUDA's libraries")

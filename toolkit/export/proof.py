@@ -30,8 +30,10 @@ TORCH_TOLERANCE = {"float32": 0.0, "float16": 0.05, "bfloat16": 0.1, "nf4": 1.5}
 OF_BASE = 2.0
 # Correlation of what training changed in each token's log-probability, in torch and in llama.cpp. Rounding, of the base's
 # GGUF or of NF4, bends the change itself: after a light training of the embedded mixture Q8_0 leaves 0.84, Q4_K_M 0.46
-# (docs/results.md). A change that has nothing to do with training's is at 0 ± 0.1 over so many tokens.
+# (docs/results.md), and BF16 0.67 after two steps of a cold start, 0.998 after the quickstart. A change that has nothing to do with training's is at
+# 0 ± 0.1 over so many tokens.
 CORRELATION = {"exact": 0.95, "rounded": 0.3}
+LIGHT = 0.002  # nats a token: a change of which F16's own rounding (0.0017 on the embedded model) is a large part
 
 TEXT = (
     "Ines mended nets on the pier until the storm took her brother's boat. She rowed out at dawn with the harbour's only "
@@ -47,7 +49,7 @@ CHATS: tuple[Messages, ...] = (
 )
 PROMPT = write_prompt("A net mender hears knocking under a capsized boat.")
 GREEDY = Sampling(temperature=0, max_tokens=48)
-WHOLE = ("0", "1", "32")  # general.file_type: F32, F16, BF16
+WHOLE = ("0", "1")  # general.file_type: F32, F16; BF16 rounds what it multiplies, which is much beside a light training
 
 
 def prove_export(
@@ -105,7 +107,7 @@ def prove_export(
     moved = (_read(tokens, **on_base)[0] if merged else exported) - base_logps
     facts["adapter_mean_difference"] = round(float(np.abs(moved - (trained - before)).mean()), 5)
     facts["adapter_change_correlation"] = correlation = round(float(np.corrcoef(moved, trained - before)[0, 1]), 4)
-    exact = facts["torch"] == "float32" and base_kind in WHOLE
+    exact = facts["torch"] == "float32" and base_kind in WHOLE and np.abs(trained - before).mean() > LIGHT
     facts["correlation_asked"] = needed = CORRELATION["exact" if exact else "rounded"]
     if not correlation >= needed:
         raise ProofError(

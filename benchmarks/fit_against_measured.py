@@ -146,7 +146,7 @@ def work(case: Case, out: Path) -> None:
 
         config = RewardConfig(model.id, fingerprint(model), r.reward.depth, dtype=r.model.dtype)
         rm, rating = new_reward_model(config, r.reward.lora), [5.0] * 5
-        groups = [Group(str(i), texts=[text(case.tokens)] * 7, targets=[rating] * 7, weights=[1.0] * 7, origins=["x"] * 7) for i in range(4)]  # fmt: skip
+        groups = [Group(str(i), texts=[text(case.tokens - n) for n in range(7)], targets=[rating] * 7, weights=[1.0] * 7, origins=["x"] * 7) for i in range(4)]  # fmt: skip
         train_reward(rm, groups, replace(r.reward, epochs=1), out)
     elif case.stage == "grpo":
         from toolkit.models.sft import train_sft

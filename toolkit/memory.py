@@ -32,7 +32,6 @@ HOST = 2.0  # GiB of RAM for CUDA's libraries beside torch (not measured)
 SHARD = 4.6  # GiB: the hub's usual largest file of safetensors
 # GiB of RAM of a process that only runs our code, trains, runs llama.cpp, has done both, and of the GGUF converter beside ours
 PLAIN, TRAINS, READS, AFTER, CONVERTS = 0.1, 0.85, 0.25, 0.92, 0.7
-FREED = 0.1  # of a step's memory on a CPU: what glibc keeps besides, in pieces (hardware.keep_freed_memory)
 TORCH = ("sft", "reward", "pairwise", "dpo", "grpo", "export")  # stages that load it, whatever the recipe
 LIBRARIES = ("python", "llama.cpp", "python and torch", "CUDA's libraries")
 EMBEDS = 0.7  # GiB of RAM of sentence-transformers and its small model: a tripwire's and the comparison's distances
@@ -147,20 +146,16 @@ class Run:
 
         Args:
             beside: part → bytes that stay in memory all along.
-            turns: part → bytes that a moment of its own takes (writing, a look of the tripwire). On a card the largest of them and
-                of the step counts; on a CPU all do, because what one frees is kept in pieces that do not fit the next.
+            turns: part → bytes that a moment of its own takes (writing, a look of the tripwire): the largest of them and of the step
+                counts.
         """
         step = {"activations": found.activations, "logits": found.logits, "unpacked experts": found.unpacked}
         turns = {k: v for k, v in (turns or {}).items() if v}
+        if not self.gpu and self.recipe.model.four_bit and not self.sizes.moe:
+            turns["a file of weights"] = self.file()  # read whole while it is quantised
         longest = max(turns, key=turns.get, default="")
-        if not self.gpu:
-            step |= turns
-        elif turns and turns[longest] > sum(step.values()):
+        if longest and turns[longest] > sum(step.values()):
             step = {longest: turns[longest]}
-        if not self.gpu:
-            step["freed and kept"] = FREED * sum(step.values())
-            if self.recipe.model.four_bit and not self.sizes.moe and self.file() > sum(step.values()):
-                step = {"a file of weights": self.file()}  # read whole while it is quantised
         parts = {
             "weights": found.weights,
             "adapter": found.adapter,
@@ -357,13 +352,14 @@ class Run:
         """(`found` with the logits by which it is held to its reference, the last states of both that stay beside).
 
         At the peak seven blocks of logits are alive, head's and softmaxes' copies among them (anchor._Terms), and never at once with
-        the loss's own. A reference adapter counts where there is one.
+        the loss's own; on a CPU they find no room where those were. A reference adapter counts where there is one.
         """
         if self.recipe.safety.signal == "none":
             return found, {}
         blocks = 7.0 * min(BLOCK, 4 * tokens * self.sizes.vocabulary)
         states = {"reference's states": 2 * tokens * self.sizes.hidden * self.each}
-        return dataclasses.replace(found, logits=max(found.logits, blocks)), states
+        logits = max(found.logits, blocks) if self.gpu else found.logits + blocks
+        return dataclasses.replace(found, logits=logits), states
 
     def _risk(self) -> Use:
         """The probe reads prompts through transformers, then the critic answers through llama.cpp."""

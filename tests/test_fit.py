@@ -41,7 +41,7 @@ def test_parameters_are_counted_as_their_makers_count_them(id, billions):
 
 def test_a_held_training_counts_its_reference_and_whoever_tells_the_risks():
     def dpo(*sets):
-        return Run(load_recipe("quickstart", sets), 0.0).use("dpo")
+        return Run(load_recipe("quickstart", ["tripwire.every=0", *sets]), 0.0).use("dpo")
 
     plain, probe = dpo(), dpo("safety={signal: probe}")
     assert probe.ram["logits"] > plain.ram["logits"] + 0.5
@@ -128,10 +128,12 @@ def test_dense_dpo_is_counted_a_pair_at_a_time_and_a_mixtures_a_batch_at_a_time(
 
 
 def test_a_training_that_is_held_is_counted_the_plain_way():
-    held = Run(load_recipe("quickstart", ["safety.signal=constant"]), 0)
+    quiet = "tripwire.every=0"  # whose look would be the larger moment
+    held = Run(load_recipe("quickstart", ["safety.signal=constant", quiet]), 0)
+    plain = Run(load_recipe("quickstart", [quiet]), 0).use("dpo")
     assert held.pairs_apart() == "held by risk"
     assert held.use("dpo").ram["logits"] > 0.8
-    assert held.use("dpo").ram["activations"] > 1.5 * Run(load_recipe("quickstart"), 0).use("dpo").ram["activations"]
+    assert held.use("dpo").ram["activations"] > 1.5 * plain.ram["activations"]
 
 
 def test_the_passes_of_a_pair_are_those_that_the_training_makes(tmp_path):

@@ -23,6 +23,7 @@ from toolkit.models.load import pick_dtype
 from toolkit.models.lower import KEPT, plain_kind
 from toolkit.models.resolve import MADE, exported_gguf, resolve
 from toolkit.models.sizes import config_of, count
+from toolkit.pace import KINDS, MADE_PLOT, MADE_PLOTS
 from toolkit.recipe import MERGED_BELOW, LoraSettings, Recipe
 from toolkit.runner import plan
 
@@ -40,8 +41,6 @@ PROMPT = 120  # tokens of a question and the chat template around it, ours at th
 TEMPLATE = 20  # tokens of a chat template around a prompt and its answer
 REQUESTS, CURATED = 440, 135  # requests that ship, and pairs of a good and a flawed greeting
 PROVED = 150  # tokens of the text that an export is proved on
-KINDS = 6  # of damage (narrative.damage.HARM)
-MADE_PLOTS, MADE_PLOT = 72, 165  # well-made plots that ship, and tokens of one
 CONTEXT = {"writer": 4096, "agent": 8192, "judge": 8192}  # tokens of llama.cpp's cache
 LOOK_ROWS, READ_ROWS = 16, 4  # answers that a tripwire writes and reads at once
 
@@ -189,11 +188,13 @@ class Run:
         if not t.every:
             return 0.0
         rows = min(LOOK_ROWS, t.prompts * t.samples)
-        written = self.cache(rows, PROMPT + most) + 4 * rows * self.sizes.vocabulary * 4.0
-        if not self.gpu:
+        if self.gpu:
+            written = self.cache(rows, PROMPT + most) + 4 * rows * self.sizes.vocabulary * 4.0
+        else:
             written = self.engine("base").bytes(CONTEXT["writer"])
-        read = min(READ_ROWS, rows) * most * self.sizes.vocabulary * (self.each + 4.0 + 4.0)
-        if not self.gpu and not plain_kind(self.config):
+        if self.gpu or plain_kind(self.config):
+            read = min(READ_ROWS, rows) * most * self.sizes.vocabulary * (self.each + 4.0 + 4.0)
+        else:
             read = 1.5 * BLOCK
         return max(written, read)
 

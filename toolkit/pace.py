@@ -18,7 +18,7 @@ LOOK = 80.0  # of a tripwire's look: written, read by policy and start, rated
 REWARD_STEP, DPO_STEP = {True: 435.0, False: 720.0}, {True: 150.0, False: 330.0}  # by gradient checkpointing
 MADE_PLOT, ASK, DRAFT_PROMPT = 165, 55, 90  # tokens: a well-made plot, one question to the rater, prompt of a draft
 CLAIM = 40  # tokens of a critic's claim or a quote
-KINDS = 6  # of damage (narrative.damage.HARM)
+MADE_PLOTS, KINDS = 72, 6  # well-made plots that ship, kinds of damage (narrative.damage.HARM)
 EMBEDDED_MILLIONS = 135.0
 CHATS = 172  # answers of ours that an instruct run learns from
 HOLDING = 1.4  # times as long: the reference's pass, and its logits
@@ -44,7 +44,7 @@ def estimate(recipe: Recipe) -> dict[str, Estimate]:
 
 
 def _plot_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
-    r, made = recipe, 72 if recipe.premises.plots == "shipped" else 50
+    r, made = recipe, MADE_PLOTS if recipe.premises.plots == "shipped" else 50
     drafts = r.premises.train * r.candidates.per_premise
     pairs = min(r.pairs.max_pairs or drafts, r.premises.train * r.pairs.per_premise)
     length = r.candidates.max_tokens * 0.85

@@ -249,8 +249,6 @@ def reward(recipe: Recipe, work) -> dict:
     if together.rank():  # one of several that train together: the first measures and writes
         return {}
     rm.save(work.out)
-    import shutil
-
     shutil.rmtree(work.out / "checkpoints", ignore_errors=True)
     texts = [t for g in held_out for t in g.texts]
     quality = measure(rm.score(texts, progress="held out"), held_out) if held_out else {}
@@ -411,8 +409,6 @@ def hold_rows(recipe: Recipe, work, rows: list[tuple[str, str]]):
 
 def dpo(recipe: Recipe, work) -> dict:
     """adapter/ (PEFT), metrics.jsonl, tensorboard/."""
-    import shutil
-
     from toolkit.preference.dpo import train_dpo
 
     rows = read_jsonl(work.of("pairs") / "pairs.jsonl", PreferencePair)

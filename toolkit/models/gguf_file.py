@@ -14,14 +14,8 @@ EXPERTS = (
     r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # names of the tensors of a mixture's experts, as llama.cpp's own pattern
 )
 
-BITS = {
-    "F16": 16.0,
-    "BF16": 16.0,
-    "Q8_0": 8.5,
-    "Q6_K": 6.57,
-    "Q5_K_M": 5.7,
-    "Q4_K_M": 4.9,
-}  # a weight, as llama.cpp mixes them
+# bits of a weight, as llama.cpp mixes them
+BITS = {"F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.57, "Q5_K_M": 5.7, "Q4_K_M": 4.9}
 FTYPE = {"F16": 1, "BF16": 32, "Q8_0": 7, "Q6_K": 18, "Q5_K_M": 17, "Q4_K_M": 15}  # llama_ftype
 
 

@@ -107,9 +107,8 @@ class AnswerLogps(torch.autograd.Function):
             logits = (states[part] @ weight.T).float()
             logits -= logits.amax(-1, keepdim=True)
             said = logits.gather(-1, targets[part, None])
-            total = logits.exp_().sum(
-                -1, keepdim=True
-            )  # in place: logsumexp would make a second block, and this one's exponentials twice
+            # in place: logsumexp would make a second block, and this one's exponentials twice
+            total = logits.exp_().sum(-1, keepdim=True)
             logps[part] = (said - total.log())[:, 0]
             if needed:
                 slopes[part] = weight[targets[part]] - logits.div_(total).to(weight.dtype) @ weight

@@ -227,32 +227,36 @@ class Tripwire:
 
     def _divergence(self, model, tokenizer, said: list[tuple[list[int], list[int]]]) -> list[float]:
         """Each prompt's mean log π − log π_start a token of its answers (nats)."""
-        from trl.trainer.utils import use_adapter
-
-        start = lambda: use_adapter(model, "ref" if "ref" in model.peft_config else None)  # noqa: E731  # the policy as it was
         if self.plain is None:
             prompt, answer = said[0]
             self.plain = bool(model.device.type != "cpu" or why_plain(model, (prompt, answer, answer)))
+        ratios = self._side_by_side(model, tokenizer, said) if self.plain else self._one_by_one(model, said)
+        groups = zip(*(batched(each, self.settings.samples) for each in (ratios, said)), strict=True)
+        return [round(sum(found) / max(1, sum(len(ids) for _, ids in own)), 6) for found, own in groups]
+
+    def _one_by_one(self, model, said: list[tuple[list[int], list[int]]]) -> list[float]:
+        """log π − log π_start of each answer; the layers below the adapter, where nothing has changed, once for both."""
+        base, ratios = model.get_base_model(), []
+        cut = lowest_adapted(base)
+        for prompt, answer in said:
+            row = rows_of(prompt, answer, answer, shared=False)[0]
+            lower = lower_states(base, row, cut) if cut else None
+            gap = answer_logps(base, row, cut, lower)
+            with _at_the_start(model):
+                ratios.append(float((gap - answer_logps(base, row, cut, lower)).sum()))
+        return ratios
+
+    def _side_by_side(self, model, tokenizer, said: list[tuple[list[int], list[int]]]) -> list[float]:
+        """As `_one_by_one`, READ answers of alike lengths at once."""
         ratios = [0.0] * len(said)
-        if not self.plain:  # one by one, and the layers below the adapter, where nothing has changed, once for both
-            base = model.get_base_model()
-            cut = lowest_adapted(base)
-            for i, (prompt, answer) in enumerate(said):
-                row = rows_of(prompt, answer, answer, shared=False)[0]
-                lower = lower_states(base, row, cut) if cut else None
-                gap = answer_logps(base, row, cut, lower)
-                with start():
-                    ratios[i] = float((gap - answer_logps(base, row, cut, lower)).sum())
-        order = sorted(range(len(said)), key=lambda i: sum(map(len, said[i])))  # alike lengths together: little padding
-        for picked in batched(order, READ) if self.plain else ():
+        for picked in batched(sorted(range(len(said)), key=lambda i: sum(map(len, said[i]))), READ):
             rows = [said[i] for i in picked]
             gap = self._read(model, tokenizer, rows)
-            with start():
+            with _at_the_start(model):
                 gap = gap - self._read(model, tokenizer, rows)
             for i, row in zip(picked, gap, strict=True):
                 ratios[i] = float(row.sum())
-        groups = zip(*(batched(each, self.settings.samples) for each in (ratios, said)), strict=True)
-        return [round(sum(found) / max(1, sum(len(ids) for _, ids in own)), 6) for found, own in groups]
+        return ratios
 
     @staticmethod
     def _read(model, tokenizer, rows: list[tuple[list[int], list[int]]]) -> torch.Tensor:
@@ -331,6 +335,13 @@ class _Callback(TrainerCallback):
         if wire.tripped:  # also one that an earlier attempt ran into before it was killed
             control.should_training_stop = True
         return control
+
+
+def _at_the_start(model):
+    """A context in which the model is the policy as it was before training."""
+    from trl.trainer.utils import use_adapter
+
+    return use_adapter(model, "ref" if "ref" in model.peft_config else None)
 
 
 def _mean(values) -> float | None:

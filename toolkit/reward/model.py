@@ -234,10 +234,11 @@ class RewardModel:
         On the CPU, where the model may be read in two parts and KEPT bytes hold them all. What is read beside what depends on the
         texts alone: a training that goes on finds the same numbers to the last bit.
         """
-        rows = sorted(map(list, set(map(tuple, self.encode(texts)))), key=lambda row: (len(row), row))
         backbone = self.inner.backbone
-        size = sum(map(len, rows)) * backbone.config.hidden_size * backbone.dtype.itemsize
-        if self.device.type != "cpu" or size > KEPT or not (cut := where_cut(backbone)):
+        if self.device.type != "cpu" or not (cut := where_cut(backbone)):
+            return
+        rows = sorted(map(list, set(map(tuple, self.encode(texts)))), key=lambda row: (len(row), row))
+        if sum(map(len, rows)) * backbone.config.hidden_size * backbone.dtype.itemsize > KEPT:
             return
         self.inner.cut = cut
         for start in bar(range(0, len(rows), batch), desc="lower layers", unit="batch"):

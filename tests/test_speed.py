@@ -60,7 +60,7 @@ def test_ten_questions_in_one_call_stay_well_ahead_of_single_calls(engine, monke
 
 
 def test_an_answer_is_drawn_far_faster_than_llama_cpps_samplers_do(engine):
-    """0.05 ms against 0.4; at sixteen answers a step the difference is a tenth of the step."""
+    """0.03 to 0.05 ms against 0.08 to 0.1 (docs/results.md, Speed)."""
     from toolkit.engines.base import Sampling
     from toolkit.engines.drawing import Drawing
 

@@ -81,6 +81,11 @@ def test_a_target_that_matches_nothing(tmp_path, capsys):
     assert "'w_proj' matches no module" in said
 
 
+def test_a_balance_loss_of_a_model_without_routers(tmp_path, capsys):
+    said = refused(tmp_path, capsys, "quickstart", "--set", "dpo.router_aux=0.001")
+    assert "embedded has no routers to balance" in said
+
+
 def test_bfloat16_on_a_card_without_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)

@@ -26,6 +26,8 @@ def elsewhere(tmp_path, monkeypatch):
     (tmp_path / "empty.gguf").write_text("")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "recipe.json").write_text("{}")
+    (tmp_path / "done" / "export").mkdir(parents=True)
+    (tmp_path / "done" / "export" / "export.json").write_text("{}")
 
 
 def complaint(capsys, *argv):
@@ -53,6 +55,8 @@ HINTED = {
     "missing model": (["write", "A lamp.", "--model", "./gone"], "no model at ./gone"),
     "a run that is not there": (["write", "A lamp.", "--model", "runs/gone"], "no run at runs/gone"),
     "a run without a model": (["write", "A lamp.", "--model", "begun"], "begun has exported no model yet"),
+    "a GGUF where weights are wanted": (["audit", "empty.gguf"], "empty.gguf is a file: weights are wanted here"),
+    "a finished run where weights are wanted": (["audit", "done"], "done is a run: weights are wanted here"),
     "folder that is no model": (["write", "A lamp.", "--model", "."], "no config.json"),
     "a tournament of one": (["compare", "embedded", "--premises", "p.jsonl"], "at least two different writers"),
     "the same writer twice": (["compare", "a", "a", "--premises", "p.jsonl"], "at least two different writers"),
@@ -110,7 +114,14 @@ def test_the_error_is_red_on_a_terminal_only(capsys, monkeypatch, watched, no_co
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(UserError("x", "y"), 2), (FablesmithError("x"), 1), (KeyboardInterrupt(), 130), (MemoryError(), 2)],
+    [
+        (UserError("x", "y"), 2),
+        (FablesmithError("x"), 1),
+        (KeyboardInterrupt(), 130),
+        (MemoryError(), 2),
+        (ModuleNotFoundError("No module named 'trl'", name="trl"), 2),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 2),
+    ],
     ids=lambda x: type(x).__name__ if isinstance(x, BaseException) else "",
 )
 def test_the_exit_code_tells_whose_fault_it_is(capsys, monkeypatch, error, code):

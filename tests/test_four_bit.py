@@ -121,6 +121,23 @@ def test_a_torn_part_of_the_cache_is_made_anew(tmp_path):
     assert torch.equal(logits(load(folder)), whole)
 
 
+def test_a_disk_too_small_for_the_cache_is_told_with_the_setting_that_moves_it(tmp_path, monkeypatch):
+    folder = save_mixture(mixture("olmoe"), tmp_path / "m")
+    monkeypatch.setattr("toolkit.hardware.shutil.disk_usage", lambda _: type("Usage", (), {"free": 0}))
+    with pytest.raises(UserError, match="the cache of 4-bit weights needs") as told:
+        load(folder)
+    assert "FABLESMITH_CACHE" in told.value.hint
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_folder_that_lacks_a_shard_is_not_told_to_log_in(tmp_path):
+    folder = save_mixture(mixture("olmoe"), tmp_path / "m")
+    next(folder.glob("*00002-of*.safetensors")).unlink()
+    with pytest.raises(UserError, match="00002-of") as told:
+        load(folder)
+    assert "is the folder whole" in told.value.hint
+
+
 def test_other_weights_of_the_same_name_have_another_cache(tmp_path):
     model = mixture("mixtral")
     first = logits(load(save_mixture(model, tmp_path / "m")))

@@ -62,6 +62,20 @@ def test_a_hub_id_that_is_not_here_is_named_offline():
         load_tokenizer(Model("nobody/nothing", "nobody/nothing"))
 
 
+def test_what_a_killed_process_left_of_the_embedded_weights_is_cleared_away(tmp_path, monkeypatch):
+    import os
+
+    from toolkit.models import load
+
+    monkeypatch.setenv("FABLESMITH_CACHE", str(tmp_path))
+    monkeypatch.setattr(load, "_unpack_gguf", lambda gguf, folder: (folder / "config.json").write_text("{}"))
+    for left in (f"embedded.partial-{os.getppid()}", "embedded.partial-999999999", "embedded-moe.partial-999999999"):
+        (tmp_path / left).mkdir()
+    load.ensure_weights(resolve("embedded"))
+    kept = {f"embedded.partial-{os.getppid()}", "embedded-moe.partial-999999999", "embedded"}
+    assert {p.name for p in tmp_path.iterdir()} == kept
+
+
 def test_the_fingerprint_changes_with_the_weights(tiny, tmp_path):
     import shutil
 

@@ -180,6 +180,10 @@ def test_an_override_leaves_the_other_settings_of_its_section(recipe):
     assert (found.dpo.epochs, found.dpo.lora.alpha) == (5, 8)
 
 
+def test_nothing_after_the_equals_sign_is_an_empty_text(recipe):
+    assert recipe("model: {gguf: qwen3-4b}", "model.gguf=").model.gguf == ""
+
+
 def test_the_last_of_two_overrides_wins(recipe):
     assert recipe("", "seed=2", "seed=3").seed == 3
 

@@ -158,6 +158,16 @@ def main(argv: list[str] | None = None) -> int:
             raise
         _complain("this machine's memory is not enough", "close other programs, or make the batch or the texts smaller")
         return 2
+    except ImportError as error:
+        if args.debug or (error.name or "").partition(".")[0] in ("", "toolkit"):
+            raise
+        _complain(f"a library does not load: {error}", "`fablesmith doctor` says what is missing, and its fix")
+        return 2
+    except Exception as error:
+        if args.debug or "No space left on device" not in str(error):  # safetensors wraps the system's error in a text
+            raise
+        _complain(f"a disk is full: {error}", "free some space, or set FABLESMITH_CACHE to another disk")
+        return 2
 
 
 def _complain(message: str, hint: str) -> None:

@@ -52,6 +52,7 @@ def _fit(args) -> int:
     for found in rows:
         needs = ", ".join(f"{w.upper()} {found.peak(w):.1f}" for w in ("vram", "ram") if found.peak(w) >= 0.05)
         print(f"{found.recipe:<18} {'fits' if found.fits else 'too large':<10} {needs}, disk {found.disk:.1f} GiB")
+    print(f"held against VRAM {rows[0].has_vram:.1f}, RAM {rows[0].has_ram:.1f} GiB")
     return 0
 
 

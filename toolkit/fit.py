@@ -252,6 +252,11 @@ def check(recipe: Recipe, stages: tuple[str, ...] | None = None) -> Fit:
             f"model.id: {recipe.model.id} is {is_a}, and {recipe.name} is for {'mixtures' if kind == 'moe' else 'dense ones'}",
             "name another model, or set model.kind: any and look at lora.targets",
         )
+    if recipe.dpo.router_aux and not is_mixture and any(s.name == "dpo" for s in found.stages):
+        raise UserError(
+            f"dpo.router_aux = {recipe.dpo.router_aux:g}, but {recipe.model.id} has no routers to balance",
+            "set it to 0",
+        )
     if not found.fits:
         raise DoesNotFit(f"{recipe.name} does not fit this machine\n{table(found)}", "--no-fit runs it all the same")
     return found

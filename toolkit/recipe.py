@@ -533,7 +533,7 @@ def _override(data: dict, lines: dict, text: str) -> None:
         if not isinstance(here, dict):
             raise UserError(f"--set {text}: {section} is no section", "for example --set dpo.beta=0.2")
     try:
-        here[last] = yaml.safe_load(value)
+        here[last] = yaml.safe_load(value) if value.strip() else ""
     except (yaml.YAMLError, ValueError):
         raise UserError(f"--set {text}: {value!r} is not valid YAML", "quote it") from None
     dotted = key.strip()

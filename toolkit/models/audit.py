@@ -93,6 +93,6 @@ def table(found: Audit) -> str:
         *(f"  {kind:<10} {gib(size)}" for kind, size in sorted(found.bytes.items(), key=lambda kv: -kv[1])),
         f"  {'together':<10} {gib(sum(found.bytes.values()))}",
         "largest that are not in 4 bits:",
-        *(f"  {name:<52} {weights / 1e6:10,.2f}M  {kind}" for name, weights, kind in found.largest),
+        *(f"  {name:<52} {weights:13,}  {kind}" for name, weights, kind in found.largest),
     ]
     return "\n".join(lines)

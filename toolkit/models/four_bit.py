@@ -110,8 +110,12 @@ def quantised_parts(source: Path, net: nn.Module) -> list[Path]:
     todo = [part for part in parts if not _whole(part)]
     if todo:
         size = sum(s.stat().st_size for s in shards) / 2**20 * len(todo) / len(parts)
-        require_disk(folder, size * 0.35, "the cache of 4-bit weights")
-        say(f"  quantising {source.name} to 4 bits, once: {len(todo)} of {len(parts)} shards, into {folder}")
+        try:
+            require_disk(folder, size * 0.35, "the cache of 4-bit weights")
+        except UserError as error:
+            raise UserError(str(error), "free some space, or set FABLESMITH_CACHE to another disk") from None
+        name = Path(net.config.name_or_path or source).name  # a hub's folder is named by a commit
+        say(f"  quantising {name} to 4 bits, once: {len(todo)} of {len(parts)} shards, into {folder}")
         groups, home = _plan(shards, net)
         for part in bar(todo, desc="4 bits", unit="shard"):
             _convert(shards, parts.index(part), part, groups, home, net)

@@ -9,6 +9,7 @@ import shutil
 from copy import deepcopy
 from pathlib import Path
 
+import psutil
 import torch
 from transformers.utils import logging as transformers_logging
 
@@ -237,6 +238,9 @@ def ensure_weights(model: Model) -> None:
     folder = model.weights
     if model.id not in MADE or (folder / "config.json").is_file():
         return
+    for left in folder.parent.glob(f"{folder.name}.partial-*"):  # by a process that was killed
+        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True, exist_ok=True)
     if model.id == EMBEDDED:
@@ -294,12 +298,12 @@ def _from_hub(model: Model, call, *args, **kwargs):
         return call(*args, **kwargs)
     except OSError as error:
         first = str(error).strip().splitlines()[0]
-        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-        hint = (
-            "without --offline it would be fetched"
-            if offline
-            else "check the id, log in if it is gated, or use a local folder"
-        )
+        if isinstance(model.weights, Path):
+            hint = "is the folder whole, and the cache one that can be written to?"
+        elif os.environ.get("HF_HUB_OFFLINE") == "1":
+            hint = "without --offline it would be fetched"
+        else:
+            hint = "check the id, log in if it is gated, or use a local folder"
         raise UserError(f"cannot get {model.id}: {first}", hint) from None
     except ValueError as error:
         raise UserError(

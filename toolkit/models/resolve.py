@@ -43,8 +43,12 @@ def resolve(name: str, gguf: str | None = None) -> Model:
     if name == EMBEDDED_MOE:
         return Model(name, cache_dir() / EMBEDDED_MOE, gguf_path)
     path = Path(name)
+    if (path / "export" / "export.json").is_file():
+        raise UserError(f"{path} is a run: weights are wanted here", "name its model.id, or a folder of safetensors")
     if (path / "recipe.json").is_file():
         raise UserError(f"{path} has exported no model yet", "`fablesmith` alone says how its run goes on")
+    if path.is_file():
+        raise UserError(f"{path} is a file: weights are wanted here", "name a folder of safetensors, or a hub id")
     if name.startswith("runs/") and not path.exists():  # a run that is not there is no hub id: nobody is asked
         raise UserError(f"no run at {name}", "`fablesmith` alone lists the runs that are here")
     if path.is_dir():

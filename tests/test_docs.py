@@ -76,6 +76,17 @@ def test_every_page_is_found_from_the_index():
     assert {p for p in PAGES if p.parent == index.parent and p != index} <= linked
 
 
+def test_where_experts_go_is_an_option_of_the_verbs_that_the_page_names():
+    import argparse
+
+    from toolkit.cli import parser
+
+    (said,) = re.findall(r"`--gpu-experts` on (.*?), and", (ROOT / "docs" / "export.md").read_text(), flags=re.DOTALL)
+    verbs = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    have = {name for name, verb in verbs.items() if "--gpu-experts" in verb.format_help()}
+    assert set(re.findall(r"`(\w+)`", said)) == have
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_command_in_a_block_parses(page):
     from toolkit.cli import parser

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from toolkit.cli import main
 from toolkit.errors import UserError
-from toolkit.fit import ATTENTION, changes, fit
+from toolkit.fit import ATTENTION, changes, fit, table
 from toolkit.memory import Run
 from toolkit.models.dry import Job, _run, dry_step
 from toolkit.models.resolve import Model
@@ -265,6 +266,20 @@ def test_the_command_says_no_with_exit_code_3_and_yes_with_0(capsys):
     row = json.loads(capsys.readouterr().out)
     assert row["fits"]
     assert row["needs"]["vram"] == pytest.approx(max(sum(s["vram"].values()) for s in row["stages"]), abs=0.01)
+
+
+def test_it_says_where_a_writers_experts_wait_in_ram():
+    assert "experts wait in RAM, the rest of their model is on the card: candidates" in table(
+        fit(load_recipe("plottwist-24gb"), 16, 64)
+    )
+    assert "experts wait in RAM" not in table(fit(load_recipe("plottwist-24gb"), 24, 64))
+
+
+def test_the_list_of_all_recipes_says_what_they_are_held_against(capsys, monkeypatch, tmp_path):
+    shutil.copy(recipes_folder() / "quickstart.yaml", tmp_path)
+    monkeypatch.setattr("toolkit.recipe.recipes_folder", lambda: tmp_path)
+    assert main(["fit", "--vram", "24", "--ram", "64"]) == 0
+    assert capsys.readouterr().out.endswith("held against VRAM 24.0, RAM 64.0 GiB\n")
 
 
 def test_a_run_that_does_not_fit_stops_before_anything_is_made(tmp_path, capsys, monkeypatch):

@@ -211,6 +211,8 @@ def table(found: Fit) -> str:
     if worst and worst.peak(where):
         parts = ", ".join(f"{k} {v:.2f}" for k, v in getattr(worst, where).items() if v >= 0.005)
         lines.append(f"  most {where.upper()} in {worst.name}: {parts}")
+    if in_ram := [s.name for s in found.stages if any(part.startswith("experts of ") for part in s.ram)]:
+        lines.append(f"  experts wait in RAM, the rest of their model is on the card: {', '.join(in_ram)}")
     has = {"vram": found.has_vram, "ram": found.has_ram, "disk": found.has_disk}
     needs = {"vram": found.peak("vram"), "ram": found.peak("ram"), "disk": found.disk}
     said = [f"{w.upper() if w != 'disk' else w} {needs[w]:.1f} of {has[w]:.1f} GiB" for w in has if has[w]]

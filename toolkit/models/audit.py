@@ -11,6 +11,7 @@ from torch import nn
 
 from toolkit.errors import UserError
 from toolkit.models.experts import shape_of
+from toolkit.recipe import ModelSettings
 
 FOUR_BIT = "4-bit"
 SHOWN = 8  # of the largest parameters that are not
@@ -24,7 +25,7 @@ class Audit:
         parameters, four_bit: all weights, and those in 4 bits.
         inner, inner_four_bit: the same without embeddings and head, which every loader leaves in 16 bits.
         bytes: kind ("4-bit", "bfloat16", …) → bytes; 4-bit ones with their scales.
-        largest: (name, weights, kind) of the largest that are not in 4 bits.
+        largest, largest_inner: (name, weights, kind) of the largest that are not in 4 bits.
     """
 
     parameters: int
@@ -33,6 +34,7 @@ class Audit:
     inner_four_bit: int
     bytes: dict[str, int]
     largest: tuple[tuple[str, int, str], ...]
+    largest_inner: tuple[tuple[str, int, str], ...]
 
     @property
     def share(self) -> float:
@@ -54,12 +56,14 @@ def audit(model: nn.Module) -> Audit:
         if state is not None:
             sizes[kind] += sum(t.nbytes for t in state.as_dict(packed=True).values())
         else:
-            others.append((name.replace("base_model.model.", "").replace(".base_layer", ""), weights, kind))
+            row = (name.replace("base_model.model.", "").replace(".base_layer", ""), weights, kind)
+            others.append((inner, row))
         for inside in (False, True)[: 1 + inner]:
             counts[inside] += weights
             four[inside] += weights * (state is not None)
-    others.sort(key=lambda row: -row[1])
-    return Audit(counts[0], four[0], counts[1], four[1], dict(sizes), tuple(others[:SHOWN]))
+    others.sort(key=lambda other: -other[1][1])
+    largest = [tuple(row for inner, row in others if inner or every)[:SHOWN] for every in (True, False)]
+    return Audit(counts[0], four[0], counts[1], four[1], dict(sizes), *largest)
 
 
 def _ends(model: nn.Module):
@@ -76,9 +80,9 @@ def require_four_bit(model: nn.Module, least: float) -> Audit:
     """Raises UserError, with the names, when less than `least` of the layers' weights is in 4 bits."""
     found = audit(model)
     if found.share < least:
-        names = ", ".join(f"{name} ({weights / 1e6:,.1f}M, {kind})" for name, weights, kind in found.largest[:3])
+        names = ", ".join(f"{name} ({weights:,}, {kind})" for name, weights, kind in found.largest_inner[:3])
         raise UserError(
-            f"only {found.share:.1%} of the layers' weights are in 4 bits, model.least_4bit asks for {least:.0%}. Largest that are not: {names}",
+            f"only {found.share:.1%} of the layers' weights are in 4 bits, model.least_4bit asks for {least:.0%}. Largest of them that are not: {names}",
             "this architecture's weights cannot be packed here: take another model, or lower model.least_4bit if the memory is there",
         )
     return found
@@ -89,7 +93,7 @@ def table(found: Audit) -> str:
     gib = lambda n: f"{n / 2**30:9.3f} GiB"  # noqa: E731
     lines = [
         f"{found.parameters / 1e6:,.1f}M weights, {found.four_bit / max(1, found.parameters):.1%} of them in 4 bits "
-        f"({found.share:.1%} of those in layers)",
+        f"({found.share:.1%} of those in layers; a run asks for {ModelSettings.least_4bit:.0%})",
         *(f"  {kind:<10} {gib(size)}" for kind, size in sorted(found.bytes.items(), key=lambda kv: -kv[1])),
         f"  {'together':<10} {gib(sum(found.bytes.values()))}",
         "largest that are not in 4 bits:",

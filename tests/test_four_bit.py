@@ -213,7 +213,9 @@ def test_the_audit_finds_a_16_bit_expert_among_4_bit_ones(tmp_path):
     assert ("model.layers.1.mlp.experts.down_proj", prod(shape), "bfloat16") in found.largest
     assert found.parameters == sound.parameters
     assert found.inner_four_bit == sound.inner_four_bit - prod(shape)
-    with pytest.raises(UserError, match=r"that are not: model\.layers\.1\.mlp\.experts\.down_proj \(16,384, bfloat16\)"):
+    with pytest.raises(
+        UserError, match=r"that are not: model\.layers\.1\.mlp\.experts\.down_proj \(16,384, bfloat16\)"
+    ):
         require_four_bit(model, 0.9)
     assert "layers.1.mlp.experts.down_proj" in table(found)
 

@@ -215,6 +215,13 @@ def test_an_adapter_is_called_one_in_the_cards_header(run, adapter_run):
     assert "`adapter.gguf` goes on" in model_card(adapter_run)
 
 
+def test_the_card_of_an_upcycled_model_says_that_it_is_no_copy_of_its_base(run, tmp_path):
+    moe = put_run(tmp_path / "moe", overrides=["model.id=embedded-moe"])
+    put_stage(moe, "export", {"gguf": "x.gguf", "merged": True, "experts": 4, "quantisation": "Q8_0"})
+    assert "| base | HuggingFaceTB/SmolLM2-135M-Instruct, each MLP copied into 4 experts |" in model_card(moe)
+    assert "copied into" not in model_card(run)
+
+
 def test_the_card_gives_figures_with_their_baseline_and_interval(run):
     put_stage(run, "evaluate", EVALUATE)
     put_stage(run, "passport", {"line": "Passport of five: right on 89 % (81–96)."})

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from toolkit.models.catalogue import catalogue
-from toolkit.models.resolve import EMBEDDED
+from toolkit.models.resolve import EMBEDDED, EMBEDDED_MOE
 from toolkit.narrative.dimensions import DIMENSIONS
 
 CARD = "model-card.md"
@@ -113,8 +113,9 @@ def _header(recipe: dict, base: str, facts: dict) -> list[str]:
 
 
 def _made(recipe: dict, base: str, facts: dict, run: Path) -> list[str]:
+    upcycled = recipe["model"]["id"] == EMBEDDED_MOE
     rows = [
-        ("base", base),
+        ("base", f"{base}, each MLP copied into {facts['export']['experts']} experts" if upcycled else base),
         ("recipe", f"{recipe['name']}, seed {recipe['seed']} (all settings: `recipe.json` of the run)"),
     ]
     if "premises" in facts:
@@ -242,8 +243,9 @@ def _safety(run: Path, facts: dict) -> list[str]:
 def _limits(recipe: dict, facts: dict) -> list[str]:
     lines = []
     if recipe["model"]["id"].startswith(EMBEDDED):
+        upcycled = recipe["model"]["id"] == EMBEDDED_MOE
         lines.append(
-            "A model of 135 million parameters: it shows that the road works, and is no novelist. It writes English only."
+            f"{'A mixture made of a' if upcycled else 'A'} model of 135 million parameters: it shows that the road works, and is no novelist. It writes English only."
         )
     lines.append(
         "It was aligned to the taste of an automatic rater. What people would say of its texts was not asked, unless a figure above says so."

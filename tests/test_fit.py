@@ -79,6 +79,28 @@ def test_experts_in_four_bits_are_unpacked_one_at_a_time_and_embeddings_stay_in_
     assert step.unpacked <= 2 * 2048 * 4096 * 2  # an expert's or an attention's matrix, not a layer's 1.2 GB
 
 
+def test_lora_on_experts_is_counted_as_it_is_trained_in_4_bits_and_in_16():
+    """Each token's copies pass through one expert's factors; peft alone, on 16-bit experts, makes a layer's sum of weights and LoRA."""
+    small = config("Qwen/Qwen3-30B-A3B-Instruct-2507")
+    small.num_hidden_layers, small.num_experts = 2, 8
+    step = lambda **more: dry_step(small, Job(1, 64, checkpointing=True, **more))  # noqa: E731
+    attention, both = LoraSettings(16, targets=ATTENTION), LoraSettings(16, targets=("attention", "experts", "router"))
+    four, sixteen = (step(lora=both, four_bit=packed) for packed in (True, False))
+    factors = (
+        2 * 16 * (8 * (2048 + 2 * 768 + 768 + 2048) + 2048 + 8)
+    )  # layers × rank × (experts' two matrices, and the router)
+    assert four.trainable == sixteen.trainable == step(lora=attention).trainable + factors
+    layer = 8 * 3 * 2048 * 768 * 2
+    assert four.total - step(lora=attention, four_bit=True).total < 4 * factors + 64 * 8 * 10 * 2048 * 4
+    assert sixteen.total - step(lora=attention).total > layer
+
+
+def test_a_30b_mixture_with_lora_on_all_experts_does_not_fit_24_gib_and_attention_alone_is_offered():
+    found = fit(load_recipe("plottwist-24gb", ["dpo.lora.targets=[attention, experts]"]), 24, 64)
+    assert found.short() == ["vram"]
+    assert [h.change for h in found.what_helps if h.fits] == ["LoRA on attention only"]
+
+
 def test_checkpointing_shorter_texts_and_fewer_rows_each_need_less():
     base = Job(4, 512, lora=LoraSettings(), dtype="float32", gpu=False)
     taken = lambda **more: dry_step(config("embedded"), dataclasses.replace(base, **more)).total  # noqa: E731

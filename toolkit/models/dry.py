@@ -10,11 +10,12 @@ import weakref
 from dataclasses import dataclass
 
 import torch
+from peft.tuners.lora import layer as peft_layer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from toolkit.models.anchor import BLOCK
-from toolkit.models.experts import expert_weights, is_experts
+from toolkit.models.experts import expert_weights, is_experts, pack
 from toolkit.models.load import checkpoint, lora_config
 from toolkit.models.sizes import on_meta
 from toolkit.recipe import LoraSettings
@@ -123,7 +124,7 @@ def _run(config, job: Job, layers: int) -> Step:
     ids = torch.zeros(job.rows, job.tokens, dtype=torch.long, device="meta")
     ledger = Ledger([*model.parameters(), *model.buffers(), ids])
     read = _pair_reader(model, job, layers, ledger) if job.passes else lambda: _read(model, ids, job, ledger)
-    with _Unpacking(ledger), ledger:
+    with _Unpacking(ledger), _Folding(), ledger:
         if job.lora is None:
             with torch.no_grad():
                 read()
@@ -287,6 +288,17 @@ class _Unpacking:
         _Unpacking.ledger = None
 
 
+class _Folding:
+    """peft's LoRA on 16-bit experts without the autocast that it switches off, which the meta device does not know."""
+
+    def __enter__(self):
+        self.theirs = peft_layer._LoraFactorsProxy.forward
+        peft_layer._LoraFactorsProxy.forward = lambda self, w: torch.baddbmm(w, self.lhs, self.rhs, alpha=self.scaling)
+
+    def __exit__(self, *exc):
+        peft_layer._LoraFactorsProxy.forward = self.theirs
+
+
 class _FourBitMatmul(torch.autograd.Function):
     """bitsandbytes' MatMul4Bit: the matrix is unpacked for the product, forward and backward, and kept by nobody."""
 
@@ -319,6 +331,7 @@ def _as_four_bit(model, dtype) -> None:
                 continue
             module.forward = _linear_forward(module, dtype)
         if is_experts(module):
+            pack(module)
             module.forward, mixture = _experts_forward(module), True
     if not mixture and dtype == torch.float16:
         for p in model.parameters():
@@ -338,7 +351,10 @@ def _experts_forward(module):
 
     def product(x, name):
         inner, outer = getattr(module, name).shape[1:] if module.is_transposed else getattr(module, name).shape[:0:-1]
-        return _ExpertMatmul.apply(x, inner, outer)
+        out = _ExpertMatmul.apply(x, inner, outer)
+        for a, b, scaling in module.lora.get(name, ()):  # one expert's factors stand for each token's own
+            out = out + (x.to(a.dtype) @ a[0].T @ b[0].T * scaling).to(out.dtype)
+        return out
 
     def forward(hidden, index, weights):
         tokens, k = index.shape

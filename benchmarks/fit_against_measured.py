@@ -50,6 +50,7 @@ def recipe(model: ModelSettings, **sections) -> Recipe:
 
 
 F32 = ModelSettings(dtype="float32")
+BF16 = ModelSettings(dtype="bfloat16")
 NF4 = ModelSettings(dtype="float32", four_bit=True)
 MOE = ModelSettings(id="embedded-moe", dtype="float32", four_bit=True)
 HELD = SafetySettings(signal="constant")
@@ -72,6 +73,12 @@ CASES = {
         256,
         recipe(F32, reward=RewardSettings(lora=LoraSettings(8, 16, 6), gradient_checkpointing=False)),
     ),
+    "reward-bf16": Case(
+        "reward",
+        256,
+        recipe(BF16, reward=RewardSettings(lora=LoraSettings(8, 16, 6), gradient_checkpointing=False)),
+    ),
+    "dpo-bf16": Case("dpo", 384, recipe(BF16, dpo=DpoSettings(batch=2, accumulate=1, epochs=0.5))),
     "sft": Case(
         "sft", 320, Recipe(task="greeting", model=F32, sft=SftSettings(lora=LAST, gradient_checkpointing=False))
     ),

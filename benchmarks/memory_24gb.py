@@ -2,6 +2,7 @@
 
     python benchmarks/memory_24gb.py                    # on a GPU: Qwen3-30B-A3B, DPO and reward model, at 1,024 and 2,048 tokens
     python benchmarks/memory_24gb.py --tiny             # the same road at reduced size on a CPU (resident memory instead)
+    python benchmarks/memory_24gb.py --cpu --ways ours --tokens 1024 --steps 2   # full size in 20 GiB of RAM: 20 minutes a step on one core
     python benchmarks/memory_24gb.py --checkpoint DIR   # with that folder's weights; unsloth, where installed, then runs too
 
 The weights are made directly in 4 bits (numbers of no meaning, sizes of the real ones), so that no 60 GB need be had.
@@ -295,7 +296,7 @@ def one(args) -> dict:
         if args.one == "ours" and not args.checkpoint:
             four_bit.load_mixture = random_mixture
         with PeakMemory() as memory, Clock() as clock:
-            if args.what == "dpo":
+            if args.what == ["dpo"]:
                 run_dpo(args.one, folder, args.tokens[0], args.steps, out, config, clock)
             else:
                 run_reward(folder, args.tokens[0], args.steps, out)
@@ -311,7 +312,7 @@ def one(args) -> dict:
 def predicted(config, what: str, tokens: int, gpu: bool) -> float:
     """GiB that `fablesmith fit` reckons for the step, without CUDA's own context or Python."""
     from toolkit.models.dry import Job, dry_step
-    from toolkit.models.sizes import count
+    from toolkit.models.sizes import NF4_BYTES, count
     from toolkit.recipe import LoraSettings
 
     lora = LoraSettings(16, 32)
@@ -320,13 +321,18 @@ def predicted(config, what: str, tokens: int, gpu: bool) -> float:
     sizes = count(config)
     inner = (sizes.linear + sizes.experts) * more.get("depth", 1.0)
     table = sizes.table / (2 if what == "reward" and not config.tie_word_embeddings else 1)
-    weights = inner * (0.5 + 1 / 64 + 4 / (64 * 256)) + (table + sizes.rest) * 2
-    return (weights + step.trainable * 12 + step.total) / 2**30
+    weights = inner * NF4_BYTES + (table + sizes.rest) * 2
+    loading = (
+        weights + inner * (1 / more.get("depth", 1.0) - 1) * NF4_BYTES
+    )  # a reward model's layers are cut once they are there
+    return max(loading, weights + step.trainable * 12 + step.total) / 2**30
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="reduced size, such as a CPU can do")
+    parser.add_argument("--cpu", action="store_true", help="full size without a GPU: resident memory instead, slow")
+    parser.add_argument("--what", choices=("dpo", "reward"), nargs="+", help="only these steps")
     parser.add_argument(
         "--tokens", type=int, nargs="+", help="of each of a pair's two texts (default: 1024 2048; tiny: 128)"
     )
@@ -334,7 +340,6 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="a folder of real weights")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--what", choices=("dpo", "reward"), default="dpo", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.tokens = args.tokens or ([128] if args.tiny else [1024, 2048])
@@ -348,8 +353,8 @@ def main() -> None:
     prepare_environment(offline=True)
     gpu = torch.cuda.is_available()
     card = f"{torch.cuda.get_device_name(0)}, at most {CAP:g} GiB of it" if gpu else "CPU"
-    if not (gpu or args.tiny):
-        raise SystemExit("no GPU: --tiny runs the same road at reduced size")
+    if not (gpu or args.tiny or args.cpu):
+        raise SystemExit("no GPU: --tiny runs the same road at reduced size, --cpu the full size in RAM")
     versions = ", ".join(f"{n} {package_version(n)}" for n in ("torch", "transformers", "trl", "peft", "bitsandbytes"))
     print(f"{'reduced' if args.tiny else MODEL} on {card}; {versions}\n")
     print(
@@ -367,7 +372,9 @@ def main() -> None:
             if why := not_here(way, gpu, args):
                 print(f"| {way} | not run: {why} | | | | | | |", flush=True)
                 continue
-            for what in ("dpo", "reward") if way == "ours" else ("dpo",):
+            for what in args.what or ("dpo", "reward"):
+                if what == "reward" and way != "ours":
+                    continue
                 for tokens in args.tokens:
                     print(row(args, way, what, tokens, folder, config, gpu), flush=True)
 

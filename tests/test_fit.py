@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixtures import ARCHITECTURES, SHAPE
 
 from toolkit.cli import main
 from toolkit.errors import UserError
@@ -94,19 +93,6 @@ def test_lora_on_experts_is_counted_as_it_is_trained_in_4_bits_and_in_16():
     layer = 8 * 3 * 2048 * 768 * 2
     assert four.total - step(lora=attention, four_bit=True).total < 4 * factors + 64 * 8 * 10 * 2048 * 4
     assert sixteen.total - step(lora=attention).total > layer
-
-
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "phimoe"])
-@pytest.mark.parametrize("head", ["logprobs", "score", "mean"])
-def test_a_step_of_every_mixture_that_trains_can_be_told(name, head):
-    from transformers import AutoConfig
-
-    more = ARCHITECTURES.get(name, {"intermediate_size": 64, "num_local_experts": 4})
-    tiny = AutoConfig.for_model(name, vocab_size=512, **{**SHAPE, **more})
-    targets = ("attention",) if name == "phimoe" else ("attention", "experts", "router")
-    job = Job(2, 32, head=head, lora=LoraSettings(4, targets=targets), checkpointing=True, four_bit=True)
-    assert dry_step(tiny, job).total > 0
-    assert count(tiny).active < count(tiny).total
 
 
 def test_a_30b_mixture_with_lora_on_all_experts_does_not_fit_24_gib_and_attention_alone_is_offered():
@@ -205,8 +191,11 @@ def test_states_of_lower_layers_are_kept_where_there_is_a_second_epoch():
         ("dpo-long", 1.50),
         ("dpo-nf4", 1.50),
         ("dpo-held", 3.27),
-        ("dpo-moe-nf4", 1.73),
+        ("dpo-moe-nf4", 1.85),
         ("pairwise", 1.58),
+        ("reward", 1.93),
+        ("reward-bf16", 1.99),
+        ("dpo-bf16", 1.33),
         ("sft", 3.38),
         ("sft-held", 2.47),
         ("grpo", 3.96),
@@ -222,14 +211,38 @@ def test_a_peak_that_was_measured_is_told_to_within_10_percent(case, gib, monkey
     assert sum(told.values()) == pytest.approx(gib, rel=0.1)
 
 
-RUN = {"candidates": 0.82, "ratings": 0.83, "dpo": 2.61}
+RUN = {
+    "candidates": 0.82,
+    "ratings": 0.83,
+    "reward": 2.19,
+    "pairs": 1.33,
+    "dpo": 2.23,
+    "export": 1.71,
+    "passport": 1.20,
+    "evaluate": 1.84,
+    "report": 0.77,
+}
 
 
 def test_stages_of_a_run_that_was_measured_are_told_to_within_10_percent():
-    """One process, one stage after the other, in bfloat16. Its reward model and what that leaves behind are not: see docs/results.md."""
-    stages = {s.name: s.peak("ram") for s in fit(load_recipe("quickstart", ["model.dtype=bfloat16"]), 0, 64).stages}
+    """One process, one stage after the other, in bfloat16 (docs/results.md)."""
+    sets = ["model.dtype=bfloat16", "premises.train=8", "premises.test=4"]
+    stages = {s.name: s.peak("ram") for s in fit(load_recipe("quickstart", sets), 0, 64).stages}
     print({n: round(v, 3) for n, v in stages.items()})
     assert {n: stages[n] for n in RUN} == pytest.approx(RUN, rel=0.1)
+
+
+def test_kernels_for_shapes_that_do_not_come_again_are_not_kept():
+    """On a CPU with products for bfloat16 oneDNN makes one for each shape: 260 MiB for these 400, as it comes."""
+    import psutil
+
+    texts, weights = torch.randn(500, 576, dtype=torch.bfloat16), torch.randn(256, 576, dtype=torch.bfloat16)
+    resident = lambda: psutil.Process().memory_info().rss / 2**20  # noqa: E731
+    texts[:99] @ weights.T
+    before = resident()
+    for tokens in range(100, 500):
+        texts[:tokens] @ weights.T
+    assert resident() - before < 60
 
 
 def test_what_an_earlier_stage_loaded_is_still_there():

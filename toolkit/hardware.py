@@ -27,11 +27,16 @@ def prepare_environment(offline: bool = False) -> None:
     THP_MEM_ALLOC_ENABLE: torch asks for large tensors at whole pages. At its usual 64 bytes glibc before 2.38 takes a freed place again only
     for what is smaller, and small things settle in the bytes between: a checkpointed step on a CPU, whose kept states lie
     between freed ones, took 36 MB a layer where it keeps 6 (2.3 GiB instead of 1.6 in all, as fast; docs/results.md).
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY, LRU_CACHE_CAPACITY: products in bfloat16 on a CPU have a kernel made for every shape, and oneDNN and
+    torch's layer over it keep the last 1,024 each: texts of ever new lengths left 0.9 GiB of them. A training step comes back to fewer than 16
+    (none kept: half as long again; 16: as fast as 1,024; docs/results.md).
     Telemetry of the libraries we stand on is switched off; `offline` forbids the model hub altogether.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "300")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

@@ -32,10 +32,13 @@ CUDA_CONTEXT = 0.7  # GiB on the card before any tensor: the driver's context an
 HOST = 2.0  # GiB of RAM for CUDA's libraries beside torch (not measured)
 SHARD = 4.6  # GiB: the hub's usual largest file of safetensors
 # GiB of RAM of a process that only runs our code, trains, runs llama.cpp, has done both, and of the GGUF converter beside ours
-PLAIN, TRAINS, READS, AFTER, CONVERTS = 0.1, 0.85, 0.25, 0.92, 0.7
+PLAIN, TRAINS, READS, AFTER, CONVERTS = 0.1, 0.85, 0.25, 0.75, 0.7
+# GiB of RAM more where a CPU trains in 16 bits (oneDNN's kernels for the shapes it meets) and a mixture (each expert reads another number of
+# tokens in each pass: what is freed fits worse), and less before the first step: what freed tensors leave in pieces is in TRAINS
+KERNELS, UNEVEN, IN_PIECES = 0.1, 0.2, 0.35
 TORCH = ("sft", "reward", "pairwise", "dpo", "grpo", "export")  # stages that load it, whatever the recipe
 LIBRARIES = ("python", "llama.cpp", "python and torch", "CUDA's libraries")
-EMBEDS = 0.7  # GiB of RAM of sentence-transformers and its small model: a tripwire's and the comparison's distances
+EMBEDS = 0.8  # GiB of RAM of sentence-transformers, its small model and what it leaves in pieces: a tripwire's and the comparison's distances
 GREETING = 200  # tokens of a good greeting, at the longest
 PROMPT = 120  # tokens of a question and the chat template around it, ours at their longest
 TEMPLATE = 20  # tokens of a chat template around a prompt and its answer
@@ -118,6 +121,9 @@ class Run:
         beside = size.table + size.rest
         if head in ("mean", "score"):  # no output matrix is loaded, where it is one of its own
             beside -= 0 if self.tied else size.table // 2
+            beside -= (
+                (size.table if self.tied else size.table // 2) if self.mapped else 0
+            )  # rows of the embeddings that are read
         shrunk = dataclasses.replace(
             size,
             total=round(share * job.depth) + beside,
@@ -146,12 +152,17 @@ class Run:
         Args:
             beside: part → bytes that stay in memory all along.
             turns: part → bytes that a moment of its own takes (writing, a look of the tripwire): the largest of them and of the step
-                counts.
+                counts. On a CPU a file of weights that is read while they become another type is one, and a look's distances.
         """
         step = {"activations": found.activations, "logits": found.logits, "unpacked experts": found.unpacked}
         turns = {k: v for k, v in (turns or {}).items() if v}
-        if not self.gpu and self.recipe.model.four_bit and not self.sizes.moe:
-            turns["a file of weights"] = self.file()  # read whole while it is quantised
+        if not self.gpu and not self.mapped and not (self.recipe.model.four_bit and self.sizes.moe):
+            turns["a file of weights"] = self.file() - (
+                IN_PIECES * GIB if found.adapter and not self.recipe.model.four_bit else 0
+            )
+        if "tripwire's look" in turns:
+            turns["distances"] = EMBEDS * GIB
+        distances = {"distances": turns.pop("distances") / GIB} if self.gpu and "distances" in turns else {}
         longest = max(turns, key=turns.get, default="")
         if longest and turns[longest] > sum(step.values()):
             step = {longest: turns[longest]}
@@ -165,11 +176,30 @@ class Run:
         parts = {name: size / GIB for name, size in parts.items() if size > 1e5}
         adapter = {"adapter": found.adapter / GIB}
         scratch = {"checkpoints": 3 * (found.adapter + found.optimiser) / GIB}
-        base = {"python and torch": TRAINS, **({"distances": EMBEDS} if "tripwire's look" in turns else {})}
         if not self.gpu:
-            return Use(ram={**base, **parts}, kept=adapter, scratch=scratch)
-        ram = {**base, "CUDA's libraries": HOST, "a file of weights": min(SHARD, self.sizes.total * 2 / GIB)}
+            return Use(ram={**self.libraries(bool(found.adapter)), **parts}, kept=adapter, scratch=scratch)
+        ram = {
+            "python and torch": TRAINS,
+            **distances,
+            "CUDA's libraries": HOST,
+            "a file of weights": min(SHARD, self.sizes.total * 2 / GIB),
+        }
         return Use({"CUDA": CUDA_CONTEXT, **parts}, ram, adapter, scratch)
+
+    def libraries(self, trains: bool) -> dict[str, float]:
+        """GiB of RAM of Python and what it loads, where no card does the work; reading leaves less behind in pieces."""
+        if not trains:
+            return {"python and torch": AFTER}
+        return {"python and torch": TRAINS + KERNELS * (self.each == 2.0) + UNEVEN * self.sizes.moe}
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the weights are the file itself: of its type, on the CPU. Only what was read of them is then in memory."""
+        if self.gpu or self.recipe.model.four_bit:
+            return False
+        folder = self.model.weights
+        here = [p.stat().st_size for p in folder.glob("*.safetensors")] if isinstance(folder, Path) else []
+        return abs((sum(here) / self.sizes.total or 2.0) - self.each) < 0.5  # bytes a parameter; the hub's are 16-bit
 
     def file(self) -> float:
         """Bytes of the largest file of weights: where they are on this machine, else as the hub has them."""
@@ -494,12 +524,14 @@ class Run:
         panel = [self._reading(name, "judge", e.judge_on, e.gpu_experts) for name in e.jury]
         if e.judge_on == "cpu" and self.gpu:
             judge = self._with_engine(writer, self.engine(e.judge), CONTEXT["judge"], "cpu")
-        last = self._pairs() if not self.recipe.pairs.file else Use(ram={"python and torch": TRAINS})
-        return _most([writer, judge, *panel, dataclasses.replace(last, ram={**last.ram, "distances": EMBEDS})])
+        last = (
+            Use(ram={"python and torch": AFTER}) if self.recipe.pairs.file else self._pairs({"distances": EMBEDS * GIB})
+        )
+        return _most([writer, judge, *panel, last])
 
     def _evaluate_greetings(self) -> Use:
         """One writer after the other, then what paid: the reward model, and the judge of principles."""
-        names, last = {s.name for s in plan(self.recipe)}, Use(ram={"python and torch": TRAINS})
+        names, last = {s.name for s in plan(self.recipe)}, Use(ram={"python and torch": AFTER})
         if "pairwise" in names:
             last = dataclasses.replace(
                 self.train(self.step(16, self.tokens("pairwise"), None, head="score")), kept={}, scratch={}
@@ -543,13 +575,13 @@ class Run:
         kept = {"GGUF": self.gguf_bytes(self.recipe.export.quantisation) / GIB}
         return Use(vram, ram, kept, scratch)
 
-    def _pairs(self) -> Use:
+    def _pairs(self, turns: dict[str, float] | None = None) -> Use:
         """The trained reward model reads the candidates."""
         r = self.recipe
         if r.pairs.file or r.task == "greeting":
             return Use(ram={"python": PLAIN})
         found = self.step(16, r.candidates.max_tokens, None, head="mean", depth=r.reward.depth)
-        use = self.train(found)
+        use = self.train(found, turns=turns)
         return dataclasses.replace(use, kept={}, scratch={})
 
 

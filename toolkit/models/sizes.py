@@ -100,10 +100,9 @@ def _cached(model: Model) -> Path | None:
 def on_meta(config, dtype=None, *, backbone: bool = False, scoring: bool = False):
     """The model of a configuration without weights, as `load_model` would make it."""
     import torch
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from toolkit.models.load import auto_class
-
-    kind = auto_class(config, backbone, scoring)
+    kind = AutoModelForSequenceClassification if scoring else AutoModel if backbone else AutoModelForCausalLM
     if scoring:
         config.num_labels, config.pad_token_id = 1, 0
     with torch.device("meta"):

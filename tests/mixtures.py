@@ -3,7 +3,7 @@
 from math import prod
 from pathlib import Path
 
-_SHAPE = {
+SHAPE = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -28,7 +28,7 @@ def mixture(name: str, vocabulary: int = 512, **more):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(name, vocab_size=vocabulary, **{**_SHAPE, **ARCHITECTURES[name], **more})
+    config = AutoConfig.for_model(name, vocab_size=vocabulary, **{**SHAPE, **ARCHITECTURES[name], **more})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter in model.parameters():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mixtures import ARCHITECTURES, SHAPE
 
 from toolkit.cli import main
 from toolkit.errors import UserError
@@ -93,6 +94,19 @@ def test_lora_on_experts_is_counted_as_it_is_trained_in_4_bits_and_in_16():
     layer = 8 * 3 * 2048 * 768 * 2
     assert four.total - step(lora=attention, four_bit=True).total < 4 * factors + 64 * 8 * 10 * 2048 * 4
     assert sixteen.total - step(lora=attention).total > layer
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "phimoe"])
+@pytest.mark.parametrize("head", ["logprobs", "score", "mean"])
+def test_a_step_of_every_mixture_that_trains_can_be_told(name, head):
+    from transformers import AutoConfig
+
+    more = ARCHITECTURES.get(name, {"intermediate_size": 64, "num_local_experts": 4})
+    tiny = AutoConfig.for_model(name, vocab_size=512, **{**SHAPE, **more})
+    targets = ("attention",) if name == "phimoe" else ("attention", "experts", "router")
+    job = Job(2, 32, head=head, lora=LoraSettings(4, targets=targets), checkpointing=True, four_bit=True)
+    assert dry_step(tiny, job).total > 0
+    assert count(tiny).active < count(tiny).total
 
 
 def test_a_30b_mixture_with_lora_on_all_experts_does_not_fit_24_gib_and_attention_alone_is_offered():

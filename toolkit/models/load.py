@@ -83,7 +83,7 @@ def load_model(
     ensure_weights(model)
     chosen = pick_dtype(dtype)
     config = _from_hub(model, AutoConfig.from_pretrained, model.weights)
-    kind = _auto_class(config, backbone, scoring)
+    kind = auto_class(config, backbone, scoring)
     loaded = _load_mixture(model, config, kind, chosen, scoring) if four_bit else None
     if loaded is None:
         loaded = _load_plain(model, kind, chosen, four_bit, scoring)
@@ -102,7 +102,7 @@ def load_model(
     return loaded
 
 
-def _auto_class(config, backbone: bool, scoring: bool):
+def auto_class(config, backbone: bool, scoring: bool):
     """transformers' Auto class. Architectures that it has no scoring class of (OLMoE, Granite-MoE) get one of its own parts."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.modeling_layers import GenericForSequenceClassification

@@ -100,9 +100,10 @@ def _cached(model: Model) -> Path | None:
 def on_meta(config, dtype=None, *, backbone: bool = False, scoring: bool = False):
     """The model of a configuration without weights, as `load_model` would make it."""
     import torch
-    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    kind = AutoModelForSequenceClassification if scoring else AutoModel if backbone else AutoModelForCausalLM
+    from toolkit.models.load import auto_class
+
+    kind = auto_class(config, backbone, scoring)
     if scoring:
         config.num_labels, config.pad_token_id = 1, 0
     with torch.device("meta"):

@@ -105,8 +105,8 @@ def test_a_step_of_every_mixture_that_trains_can_be_told(name, head):
     tiny = AutoConfig.for_model(name, vocab_size=512, **{**SHAPE, **more})
     targets = ("attention",) if name == "phimoe" else ("attention", "experts", "router")
     job = Job(2, 32, head=head, lora=LoraSettings(4, targets=targets), checkpointing=True, four_bit=True)
-    assert dry_step(tiny, job).total > 0
     assert count(tiny).active < count(tiny).total
+    assert dry_step(tiny, job).total > 0  # of the same configuration, on which transformers has written by now
 
 
 def test_a_30b_mixture_with_lora_on_all_experts_does_not_fit_24_gib_and_attention_alone_is_offered():

@@ -116,9 +116,9 @@ def auto_class(config, backbone: bool, scoring: bool):
         base = AutoModel._model_mapping[type(config)]
         own = next(c for c in base.__mro__ if c.__name__.endswith("PreTrainedModel"))
         name = f"{base.__name__.removesuffix('Model')}ForSequenceClassification"
-        AutoModelForSequenceClassification.register(
-            type(config), type(name, (GenericForSequenceClassification, own), {}), exist_ok=True
-        )
+        # transformers reads in a class's module whether its experts may be computed in more ways than one
+        made = type(name, (GenericForSequenceClassification, own), {"__module__": base.__module__})
+        AutoModelForSequenceClassification.register(type(config), made, exist_ok=True)
     return AutoModelForSequenceClassification
 
 

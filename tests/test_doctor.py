@@ -15,6 +15,12 @@ CPU = {"version": "2.13.0+cpu", "cuda": None, "seen": False, "bf16": False}
 SEEN = {"version": "2.13.0", "cuda": "12.8", "seen": True, "bf16": True, "name": "NVIDIA T", "gib": 15.0}
 
 
+@pytest.fixture(autouse=True)
+def busy(monkeypatch):
+    """What else runs on this machine is no finding of these tests."""
+    monkeypatch.setattr(doctor, "RUN_RAM", 0.0)
+
+
 def by_name(found):
     return {f.about: f for f in found}
 
@@ -32,7 +38,8 @@ def test_with_a_torch_that_cannot_be_imported_it_says_so_and_how_to_mend_it(tmp_
     rows = {f["about"]: f for f in json.loads(done.stdout)["findings"]}
     assert "libcudart.so.13" in rows["torch"]["said"]
     assert "pip install" in rows["torch"]["fix"]
-    assert rows["packages"]["state"] == rows["memory"]["state"] == "ok"
+    assert rows["packages"]["state"] == "ok"
+    assert "free" in rows["memory"]["said"]
 
 
 @pytest.mark.parametrize("broken", ["torch", "llama_cpp"])

@@ -228,6 +228,13 @@ def test_what_transformers_alone_leaves_in_16_bit_is_refused_before_training(tmp
     assert load(folder, least_4bit=0).is_loaded_in_4bit
 
 
+def test_every_load_says_what_of_it_is_in_4_bits(tmp_path, monkeypatch, capsys):
+    folder = save_mixture(mixture("olmoe"), tmp_path / "m")
+    monkeypatch.delenv("FABLESMITH_QUIET")
+    load(folder)
+    assert "% of the layers' weights are in 4 bits; 0.00 GiB in all" in capsys.readouterr().err
+
+
 def test_bytes_of_the_audit_are_what_the_tensors_take(tmp_path):
     model = load(save_mixture(mixture("mixtral"), tmp_path / "m"))
     found, tables = (

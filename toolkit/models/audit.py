@@ -11,6 +11,7 @@ from torch import nn
 
 from toolkit.errors import UserError
 from toolkit.models.experts import shape_of
+from toolkit.progress import say
 from toolkit.recipe import ModelSettings
 
 FOUR_BIT = "4-bit"
@@ -77,13 +78,19 @@ def _ends(model: nn.Module):
 
 
 def require_four_bit(model: nn.Module, least: float) -> Audit:
-    """Raises UserError, with the names, when less than `least` of the layers' weights is in 4 bits."""
+    """What was found, in a line where something is asked for. Raises UserError, with the names, when less than `least` of the
+    layers' weights is in 4 bits.
+    """
     found = audit(model)
     if found.share < least:
         names = ", ".join(f"{name} ({weights:,}, {kind})" for name, weights, kind in found.largest_inner[:3])
         raise UserError(
             f"only {found.share:.1%} of the layers' weights are in 4 bits, model.least_4bit asks for {least:.0%}. Largest of them that are not: {names}",
             "this architecture's weights cannot be packed here: take another model, or lower model.least_4bit if the memory is there",
+        )
+    if least:
+        say(
+            f"  {found.share:.1%} of the layers' weights are in 4 bits; {sum(found.bytes.values()) / 2**30:.2f} GiB in all"
         )
     return found
 

@@ -224,7 +224,11 @@ def table(found: Fit) -> str:
 
 def _helps(found: Fit) -> list[str]:
     enough = [h for h in found.what_helps if h.fits]
-    head = "any one of these makes it fit:" if enough else "no single change makes it fit; the largest gains:"
+    head = (
+        "any one of these makes it fit:"
+        if enough
+        else "no single change makes it fit (`fablesmith fit` lists recipes that do); the largest gains:"
+    )
     where = "vram" if "vram" in found.short() else "ram"
     shown = enough or found.what_helps[:3]
     return [f"  {head}"] + [

@@ -78,7 +78,7 @@ def _plot_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
             f"{r.dpo.loss}, {r.dpo.epochs:g} epochs of at most {pairs} pairs",
             10 + dpo_tokens / DPO_STEP[r.dpo.gradient_checkpointing] + watch,
         ),
-        "export": (f"GGUF {r.export.quantisation} and adapter, with proof", 20),
+        "export": (_export(r), 20),
         "passport": ("of the judge: found, or made once", 2),
         "evaluate": (
             f"{2 * duels} plots, {duels * 10} comparisons, {panel} plots before a panel",
@@ -118,7 +118,7 @@ def _greeting_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
         "principles": (f"at most {r.principles.rounds} rounds of {r.principles.per_round} requests", 20 + r.principles.rounds * (r.principles.per_round * 4 * r.principles.words / WRITE + 60)),
         "grpo": (f"{steps} steps, {min(rows, r.grpo.batch * r.grpo.samples)} answers a round of writing", 15 + rounds * each + watch),
         "dpo": (f"{r.dpo.loss}, {r.dpo.epochs:g} epochs of at most {pairs} pairs", 10 + dpo + watch),
-        "export": ("GGUF " + r.export.quantisation + " and adapter, with proof", 20),
+        "export": (_export(r), 20),
         "evaluate": (f"{tests} requests, {n * (2 + r.evaluate.best_of)} answers to each", 15 + tests * n * (2 + r.evaluate.best_of) * answer / WRITE),
         "report": ("report.html", 2),
     }  # fmt: skip
@@ -137,7 +137,7 @@ def _instruct_table(recipe: Recipe) -> dict[str, tuple[str, float]]:
         "data": (f"{rows} answers to learn, at most {r.data.test} to test", 1),
         "risk": (f"{rows} rows, by {' and '.join(r.safety.asks) or 'nobody'}", 10 + sum(rows * reads[w] / READ for w in r.safety.asks)),
         "sft": (f"{rows} answers, {r.sft.epochs:g} epochs, {'held by ' + r.safety.signal if r.safety.signal != 'none' else 'plain'}", 15 + rows * r.sft.epochs * (answer + DRAFT_PROMPT) / step),
-        "export": (f"GGUF {r.export.quantisation} and adapter, with proof", 20),
+        "export": (_export(r), 20),
         "safety": (f"{2 * kinds * r.safety.most} answers at most, {2 * r.data.test} held-out losses", 20 + asked + 2 * r.data.test * 2 * answer / READ),
         "report": ("report.html", 2),
     }  # fmt: skip
@@ -160,6 +160,16 @@ def _shipped_requests(recipe: Recipe) -> dict[str, int]:
     most = recipe.requests.train
     counts |= {side: min(counts[side], most or counts[side]) for side in ("train", "validate")}
     return {**counts, "labelled": sum(side_of(id) == "train" for id in made)}
+
+
+def _export(recipe: Recipe) -> str:
+    """What is handed out. Whether `auto` merges depends on the model's size, which is not asked here."""
+    merged = f"GGUF {recipe.export.quantisation}"
+    wanted = (
+        "always" if recipe.export.merge == "auto" and recipe.model.id.startswith("embedded") else recipe.export.merge
+    )
+    what = {"always": f"{merged} and adapter", "never": "adapter", "auto": f"adapter, and {merged} below 8B parameters"}
+    return f"{what[wanted]}, with proof"
 
 
 def _scale(recipe: Recipe) -> float | None:

@@ -74,7 +74,7 @@ STAGES = (
     Stage("deviation", "how unusual each answer is among those to its prompt", S.deviation, ("candidates",), ("deviation",)),
     Stage("pairs", "score candidates, keep confident pairs", S.pairs, ("candidates", "ratings", "reward"), ("pairs",)),
     Stage("dpo", "align the writer", S.dpo, ("model", "pairs"), ("seed", "model", "dpo", "tripwire", "candidates.max_tokens", "deviation.semantic")),
-    Stage("export", "merged and adapter GGUF, with proof", S.export, ("model", "dpo"), ("model", "export")),
+    Stage("export", "GGUF of what was trained, with proof", S.export, ("model", "dpo"), ("model", "export")),
     Stage(
         "passport",
         "how far the judge can be trusted",
@@ -106,7 +106,7 @@ GREETING_STAGES = (
     Stage("principles", "judging principles, sharpened against a writer of flaws", G.principles, ("model", "requests", "sft"), ("seed", "principles")),
     Stage("grpo", "align the writer by its rewards", G.grpo, ("model", "requests", "sft"), ("seed", "model", "grpo", "tripwire", "principles.agent")),
     Stage("dpo", "align the writer on the pairs", G.dpo, ("model", "requests", "sft", "pairs"), ("seed", "model", "dpo", "tripwire", "grpo.max_tokens")),
-    Stage("export", "merged and adapter GGUF, with proof", S.export, ("model",), ("model", "export")),
+    Stage("export", "GGUF of what was trained, with proof", S.export, ("model",), ("model", "export")),
     Stage("evaluate", "base, cold start, best of n and aligned on unseen requests", G.evaluate, ("model", "requests", "sft", "unseen", "export"), ("seed", "principles.agent", "evaluate.per_premise", "evaluate.best_of", "evaluate.temperature")),
     Stage("report", "report.html", G.report, (), ("name", "about", "memory")),
 )  # fmt: skip
@@ -118,7 +118,7 @@ INSTRUCT_STAGES = (
     Stage("data", "your chats, some of them kept for testing", I.data, (), ("seed", "data")),
     Stage("risk", "how risky it is to learn each answer", I.risk, ("model", "data"), ("model",)),
     Stage("sft", "learn the answers, held to the base where they are risky", I.sft, ("model", "data", "risk"), ("seed", "model", "sft")),
-    Stage("export", "merged and adapter GGUF, with proof", S.export, ("model", "sft"), ("model", "export")),
+    Stage("export", "GGUF of what was trained, with proof", S.export, ("model", "sft"), ("model", "export")),
     Stage("safety", "what became of the model's safety and of its task", I.safety, ("model", "data", "export"), ("seed", "safety.harmful", "safety.lookalikes", "safety.judge", "safety.most", "safety.max_tokens")),
     Stage("report", "report.html", I.report, (), ("name", "about", "memory")),
 )  # fmt: skip
@@ -333,7 +333,7 @@ def show_plan(recipe: Recipe, out: Path, until: str = "") -> str:
     shown["todo"] = lambda r: "?" if r["seconds"] is None else _clock(r["seconds"])
     lines = [f"  {r['stage']:<11} {shown[r['state']](r):>12}   {r['size']}" for r in rows]
     total, unknown = sum(r["seconds"] or 0 for r in rows), any(r["seconds"] is None for r in rows)
-    ending = " and what is marked ?: its model's size is not known before it is fetched" if unknown else ""
+    ending = " and what is marked ?: a model's pace is not known before it is fetched" if unknown else ""
     head = f"{recipe.name}: {recipe.about}\n" if recipe.about else f"{recipe.name}\n"
     needs = f"needs {recipe.memory}\n" if recipe.memory else ""
     return (

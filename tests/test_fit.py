@@ -113,6 +113,8 @@ def test_a_30b_mixture_with_lora_on_all_experts_does_not_fit_24_gib_and_attentio
     found = fit(load_recipe("plottwist-24gb", ["dpo.lora.targets=[attention, experts]"]), 24, 64)
     assert found.short() == ["vram"]
     assert [h.change for h in found.what_helps if h.fits] == ["LoRA on attention only"]
+    step = dry_step(config(found.model), Job(1, 8, lora=LoraSettings(16, targets=("experts",)), four_bit=True))
+    assert round(step.trainable / 1e6) == 629  # what docs/mixtures.md says
 
 
 def test_checkpointing_shorter_texts_and_fewer_rows_each_need_less():

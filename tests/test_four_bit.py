@@ -301,7 +301,7 @@ def test_the_benchmark_of_24_gib_runs_at_reduced_size(what, monkeypatch):
     monkeypatch.delenv("FABLESMITH_CACHE")  # where the tokenizer is
     import memory_24gb
 
-    args = argparse.Namespace(tiny=True, one="ours", what=what, tokens=[64], steps=2, checkpoint=None, folder=None)
+    args = argparse.Namespace(tiny=True, one="ours", what=[what], tokens=[64], steps=2, checkpoint=None, folder=None)
     row = memory_24gb.one(args)
     assert row["ram"] > 0
     assert row["rate"] == pytest.approx(128 / row["seconds"])

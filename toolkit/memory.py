@@ -31,8 +31,8 @@ GIB = 2**30
 CUDA_CONTEXT = 0.7  # GiB on the card before any tensor: the driver's context and cuBLAS' workspace (not measured)
 HOST = 2.0  # GiB of RAM for CUDA's libraries beside torch (not measured)
 SHARD = 4.6  # GiB: the hub's usual largest file of safetensors
-# GiB of RAM of a process that only runs our code, trains, runs llama.cpp, has done both, and of the GGUF converter beside ours
-PLAIN, TRAINS, READS, AFTER, CONVERTS = 0.1, 0.85, 0.25, 0.75, 0.7
+# GiB of RAM of a process that only runs our code, runs llama.cpp, reads with torch, trains, has trained, and of the GGUF converter beside ours
+PLAIN, READS, LOADS, TRAINS, AFTER, CONVERTS = 0.1, 0.25, 0.5, 0.85, 0.75, 0.7
 # GiB of RAM more where a CPU trains in 16 bits (oneDNN's kernels for the shapes it meets) and a mixture (each expert reads another number of
 # tokens in each pass: what is freed fits worse), and less before the first step: what freed tensors leave in pieces is in TRAINS
 KERNELS, UNEVEN, IN_PIECES = 0.1, 0.2, 0.35
@@ -187,9 +187,9 @@ class Run:
         return Use({"CUDA": CUDA_CONTEXT, **parts}, ram, adapter, scratch)
 
     def libraries(self, trains: bool) -> dict[str, float]:
-        """GiB of RAM of Python and what it loads, where no card does the work; reading leaves less behind in pieces."""
+        """GiB of RAM of Python and what it loads, where no card does the work."""
         if not trains:
-            return {"python and torch": AFTER}
+            return {"python and torch": LOADS}
         return {"python and torch": TRAINS + KERNELS * (self.each == 2.0) + UNEVEN * self.sizes.moe}
 
     @property
@@ -402,8 +402,13 @@ class Run:
         return _most(turns)
 
     def _safety(self) -> Use:
-        judge = self.recipe.safety.judge
-        return _most([self._reading("base", "writer"), *([self._reading(judge, "judge")] if judge else [])])
+        judge, writer = self.recipe.safety.judge, self._reading("base", "writer")
+        logits = {
+            "an answer's logits": 3.0 * self.tokens("sft") * self.sizes.vocabulary * 4 / GIB
+        }  # llama.cpp's, ours, what their sum takes
+        return _most(
+            [dataclasses.replace(writer, ram=writer.ram | logits), *([self._reading(judge, "judge")] if judge else [])]
+        )
 
     def _pairwise(self) -> Use:
         g = self.recipe.pairwise
@@ -525,13 +530,13 @@ class Run:
         if e.judge_on == "cpu" and self.gpu:
             judge = self._with_engine(writer, self.engine(e.judge), CONTEXT["judge"], "cpu")
         last = (
-            Use(ram={"python and torch": AFTER}) if self.recipe.pairs.file else self._pairs({"distances": EMBEDS * GIB})
+            Use(ram={"python and torch": LOADS}) if self.recipe.pairs.file else self._pairs({"distances": EMBEDS * GIB})
         )
         return _most([writer, judge, *panel, last])
 
     def _evaluate_greetings(self) -> Use:
         """One writer after the other, then what paid: the reward model, and the judge of principles."""
-        names, last = {s.name for s in plan(self.recipe)}, Use(ram={"python and torch": AFTER})
+        names, last = {s.name for s in plan(self.recipe)}, Use(ram={"python and torch": LOADS})
         if "pairwise" in names:
             last = dataclasses.replace(
                 self.train(self.step(16, self.tokens("pairwise"), None, head="score")), kept={}, scratch={}
@@ -565,7 +570,7 @@ class Run:
         whole = self.sizes.total * 4.0 if exact else proof.weights
         reading = proof.activations + proof.unpacked + PROVED * self.sizes.vocabulary * (self.each + 8 + 8)
         held = {"weights, to prove": whole / GIB, "reading": reading / GIB}
-        ram = {"python and torch": TRAINS}
+        ram = {"python and torch": TRAINS if self.gpu else LOADS}
         ram |= {"CUDA's libraries": HOST, "a file of weights": min(SHARD, weights)} if self.gpu else held
         vram = {"CUDA": CUDA_CONTEXT, **held} if self.gpu else {}
         if not self.merges():

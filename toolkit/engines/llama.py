@@ -369,8 +369,10 @@ class LlamaEngine:
         seen = enumerate(self._prefill([before + ids], 0, every=True))
         with self.cores.at_work():
             rows = [row.copy() for at, (_, _, row) in seen if len(before) - 1 <= at < len(before) + len(ids) - 1]
-        logits = np.array(rows, dtype=np.float32).reshape(len(ids), self.n_vocab)
-        return np.array(ids), logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        logps = np.array(rows, dtype=np.float32).reshape(len(ids), self.n_vocab)
+        del rows
+        logps -= np.logaddexp.reduce(logps, axis=1, keepdims=True)
+        return np.array(ids), logps
 
 
 @dataclass

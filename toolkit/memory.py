@@ -35,10 +35,10 @@ SHARD = 4.6  # GiB: the hub's usual largest file of safetensors
 PLAIN, READS, LOADS, TRAINS, AFTER, CONVERTS = 0.1, 0.25, 0.5, 0.85, 0.75, 0.7
 # GiB of RAM more where a CPU trains in 16 bits (oneDNN's kernels for the shapes it meets) and a mixture (each expert reads another number of
 # tokens in each pass: what is freed fits worse), and less before the first step: what freed tensors leave in pieces is in TRAINS
-KERNELS, UNEVEN, IN_PIECES = 0.1, 0.2, 0.35
+KERNELS, UNEVEN, IN_PIECES = 0.1, 0.1, 0.35
 TORCH = ("sft", "reward", "pairwise", "dpo", "grpo", "export")  # stages that load it, whatever the recipe
 LIBRARIES = ("python", "llama.cpp", "python and torch", "CUDA's libraries")
-EMBEDS = 0.8  # GiB of RAM of sentence-transformers, its small model and what it leaves in pieces: a tripwire's and the comparison's distances
+EMBEDS = 0.6  # GiB of RAM of sentence-transformers, its small model and what it leaves in pieces: a tripwire's and the comparison's distances
 GREETING = 200  # tokens of a good greeting, at the longest
 PROMPT = 120  # tokens of a question and the chat template around it, ours at their longest
 TEMPLATE = 20  # tokens of a chat template around a prompt and its answer
@@ -195,11 +195,13 @@ class Run:
     @property
     def mapped(self) -> bool:
         """Whether the weights are the file itself: of its type, on the CPU. Only what was read of them is then in memory."""
-        if self.gpu or self.recipe.model.four_bit:
-            return False
+        return not (self.gpu or self.recipe.model.four_bit) and self.of_type(self.each)
+
+    def of_type(self, each: float) -> bool:
+        """Whether the file of weights has that many bytes a parameter; one that is not here has two, as on the hub."""
         folder = self.model.weights
         here = [p.stat().st_size for p in folder.glob("*.safetensors")] if isinstance(folder, Path) else []
-        return abs((sum(here) / self.sizes.total or 2.0) - self.each) < 0.5  # bytes a parameter; the hub's are 16-bit
+        return abs((sum(here) / self.sizes.total or 2.0) - each) < 0.5
 
     def file(self) -> float:
         """Bytes of the largest file of weights: where they are on this machine, else as the hub has them."""
@@ -221,12 +223,16 @@ class Run:
         if self.gpu:
             written = self.cache(rows, PROMPT + most) + 4 * rows * self.sizes.vocabulary * 4.0
         else:
-            written = self.engine("base").bytes(CONTEXT["writer"])
+            written = self.engine("base").bytes(CONTEXT["writer"]) - self.engine("base").file
         if self.gpu or plain_kind(self.config):
             read = min(READ_ROWS, rows) * most * self.sizes.vocabulary * (self.each + 4.0 + 4.0)
         else:
             read = 1.5 * BLOCK
         return max(written, read)
+
+    def writer(self) -> dict[str, float]:
+        """Bytes of the GGUF that a tripwire's look maps on a CPU: nothing that was freed makes room for it."""
+        return {"GGUF, to look": self.engine("base").file} if self.recipe.tripwire.every and not self.gpu else {}
 
     def tokens(self, stage: str) -> int:
         """The longest text that a training stage sees, with its question and the chat template; longer ones are left out."""
@@ -300,7 +306,7 @@ class Run:
             found = self.step(1, tokens, lora, passes=self.passes(), **more)
             kept = self.kept_states(lora)
         found, states = self.held(found, g.batch * tokens)
-        beside = ({"reference adapter": found.adapter} if greeting else {}) | states
+        beside = ({"reference adapter": found.adapter} if greeting else {}) | states | self.writer()
         if self.recipe.tripwire.every and not self.recipe.pairs.file:
             beside["reward model"] = self._read_reward(greeting)
         most = self.recipe.grpo.max_tokens if greeting else self.recipe.candidates.max_tokens
@@ -428,7 +434,7 @@ class Run:
             prefill.activations + prefill.unpacked, 4.0 * answers * self.sizes.vocabulary * 4
         )
         found, states = self.held(found, min(g.mini_batch, answers) * g.max_tokens)
-        beside = {"reference adapter": found.adapter} | states
+        beside = {"reference adapter": found.adapter} | states | self.writer()
         if "model" in g.rewards:
             beside["reward model"] = self._read_reward(True)
         use = self.train(found, beside, {"writing": writing, "tripwire's look": self.look(g.max_tokens)})
@@ -532,6 +538,8 @@ class Run:
         last = (
             Use(ram={"python and torch": LOADS}) if self.recipe.pairs.file else self._pairs({"distances": EMBEDS * GIB})
         )
+        if e.panel and not self.gpu:  # its judges are opened after the distances
+            last = self._with_engine(last, self.engine(e.judge), CONTEXT["judge"], "cpu")
         return _most([writer, judge, *panel, last])
 
     def _evaluate_greetings(self) -> Use:
@@ -575,7 +583,12 @@ class Run:
         vram = {"CUDA": CUDA_CONTEXT, **held} if self.gpu else {}
         if not self.merges():
             return _most([Use(vram, ram), self._reading("base", "writer")])
-        ram |= {} if self.gpu else {"GGUF, to prove": weights}
+        beside = {"GGUF, to prove": weights}
+        if not self.of_type(4.0 if exact else self.each):  # a mixture's experts are put together besides
+            beside = _most(
+                [Use(ram=beside), Use(ram={"a file of weights": self.file() * (1 + self.sizes.moe) / GIB})]
+            ).ram
+        ram |= {} if self.gpu else beside
         scratch = {"merged weights": weights, "16-bit GGUF": weights}
         kept = {"GGUF": self.gguf_bytes(self.recipe.export.quantisation) / GIB}
         return Use(vram, ram, kept, scratch)

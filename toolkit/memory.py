@@ -38,7 +38,8 @@ PLAIN, READS, LOADS, TRAINS, AFTER, CONVERTS = 0.1, 0.25, 0.5, 0.85, 0.75, 0.7
 KERNELS, UNEVEN, IN_PIECES = 0.1, 0.1, 0.35
 TORCH = ("sft", "reward", "pairwise", "dpo", "grpo", "export")  # stages that load it, whatever the recipe
 LIBRARIES = ("python", "llama.cpp", "python and torch", "CUDA's libraries")
-EMBEDS = 0.6  # GiB of RAM of sentence-transformers, its small model and what it leaves in pieces: a tripwire's and the comparison's distances
+# GiB of RAM of sentence-transformers and its small model: with what it leaves in pieces (distances), and beside an engine (retrieval, unseen judge)
+EMBEDS, SEARCHES = 0.6, 0.25
 GREETING = 200  # tokens of a good greeting, at the longest
 PROMPT = 120  # tokens of a question and the chat template around it, ours at their longest
 TEMPLATE = 20  # tokens of a chat template around a prompt and its answer
@@ -521,7 +522,7 @@ class Run:
         names = {r.writer, *((getattr(r, role) or r.agents) for role in ("positive", "negative", "judge", "reflector"))}
         for name in sorted(names):
             use = self._with_engine(use, self.engine(name), CONTEXT["agent"])
-        return use
+        return use if r.retrieval == "ngrams" else dataclasses.replace(use, ram={**use.ram, "retrieval": SEARCHES})
 
     def _principles(self) -> Use:
         return self._reading(self.recipe.principles.agent, "agent")
@@ -551,6 +552,7 @@ class Run:
             )
         if "principles" in names:
             last = self._with_engine(last, self.engine(self.recipe.principles.agent), CONTEXT["agent"])
+        last = dataclasses.replace(last, ram={**last.ram, "unseen judge": SEARCHES})
         return _most([self._reading("base", "writer"), last])
 
     # ---- files

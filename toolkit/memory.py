@@ -21,7 +21,7 @@ from toolkit.models.dry import Job, dry_step
 from toolkit.models.gguf_file import BITS
 from toolkit.models.load import pick_dtype
 from toolkit.models.lower import KEPT, plain_kind
-from toolkit.models.resolve import MADE, exported_gguf, resolve
+from toolkit.models.resolve import EMBEDDED, MADE, exported_gguf, resolve
 from toolkit.models.sizes import config_of, count
 from toolkit.pace import KINDS, MADE_PLOT, MADE_PLOTS
 from toolkit.recipe import MERGED_BELOW, LoraSettings, Recipe
@@ -158,7 +158,7 @@ class Run:
         step = {"activations": found.activations, "logits": found.logits, "unpacked experts": found.unpacked}
         turns = {k: v for k, v in (turns or {}).items() if v}
         if not self.gpu and not self.mapped and not (self.recipe.model.four_bit and self.sizes.moe):
-            turns["a file of weights"] = self.file() - (
+            turns["a file of weights"] = max(self.files()) - (
                 IN_PIECES * GIB if found.adapter and not self.recipe.model.four_bit else 0
             )
         if "tripwire's look" in turns:
@@ -198,17 +198,19 @@ class Run:
         """Whether the weights are the file itself: of its type, on the CPU. Only what was read of them is then in memory."""
         return not (self.gpu or self.recipe.model.four_bit) and self.of_type(self.each)
 
-    def of_type(self, each: float) -> bool:
-        """Whether the file of weights has that many bytes a parameter; one that is not here has two, as on the hub."""
+    def files(self) -> list[float]:
+        """Bytes of the files of weights; where they are not here as they will be made, or as the hub has them."""
         folder = self.model.weights
-        here = [p.stat().st_size for p in folder.glob("*.safetensors")] if isinstance(folder, Path) else []
-        return abs((sum(here) / self.sizes.total or 2.0) - each) < 0.5
+        here = [float(p.stat().st_size) for p in folder.glob("*.safetensors")] if isinstance(folder, Path) else []
+        if here:
+            return here
+        whole = self.sizes.total * (4.0 if self.recipe.model.id == EMBEDDED else 2.0)
+        count = math.ceil(whole / GIB / SHARD)
+        return [whole / count] * count
 
-    def file(self) -> float:
-        """Bytes of the largest file of weights: where they are on this machine, else as the hub has them."""
-        folder = self.model.weights
-        here = [p.stat().st_size for p in folder.glob("*.safetensors")] if isinstance(folder, Path) else []
-        return max(here, default=min(SHARD * GIB, self.sizes.total * 2.0))
+    def of_type(self, each: float) -> bool:
+        """Whether the files of weights have that many bytes a parameter."""
+        return abs(sum(self.files()) / self.sizes.total - each) < 0.5
 
     def cache(self, rows: int, tokens: int) -> float:
         """Bytes of keys and values of answers that transformers writes side by side."""
@@ -567,7 +569,13 @@ class Run:
             return Use(ram={"python": PLAIN}, kept=kept if own else {**kept, "GGUF": self.engine("base").file / GIB})
         largest = 2 * self.sizes.vocabulary * self.sizes.hidden * 4 / GIB
         kept["GGUF"] = self.gguf_bytes(r.quantisation) / GIB
-        return Use(ram={"converter": CONVERTS + largest}, kept=kept, scratch={"16-bit GGUF": weights})
+        turns = [Use(ram={"converter": CONVERTS + largest})]
+        if (
+            r.id in MADE and not (Path(self.model.weights) / "config.json").is_file()
+        ):  # in float32, and as they are written
+            made = self.sizes.total * (6.0 if self.sizes.moe else 8.0) / GIB
+            turns.append(Use(ram={"python and torch": AFTER, "weights that are made": made}))
+        return dataclasses.replace(_most(turns), kept=kept, scratch={"16-bit GGUF": weights})
 
     def _export(self) -> Use:
         """Merged a few matrices at a time, converted, quantised; or the adapter alone.
@@ -588,7 +596,7 @@ class Run:
         beside = {"GGUF, to prove": weights}
         if not self.of_type(4.0 if exact else self.each):  # a mixture's experts are put together besides
             beside = _most(
-                [Use(ram=beside), Use(ram={"a file of weights": self.file() * (1 + self.sizes.moe) / GIB})]
+                [Use(ram=beside), Use(ram={"a file of weights": max(self.files()) * (1 + self.sizes.moe) / GIB})]
             ).ram
         ram |= {} if self.gpu else beside
         scratch = {"merged weights": weights, "16-bit GGUF": weights}

@@ -129,8 +129,9 @@ def test_a_hub_that_fails_is_reported_with_the_way_by_hand(hub):
 
 
 def test_a_file_larger_than_the_disk_is_not_begun(hub):
-    with pytest.raises(UserError, match="MB free"):
+    with pytest.raises(UserError, match="MB free") as caught:
         fetch(dataclasses.replace(small(), size_gb=1e9))
+    assert "FABLESMITH_CACHE" in caught.value.hint
 
 
 def test_a_model_fits_whole_on_the_gpu_or_whole_in_ram():

@@ -132,9 +132,10 @@ def require_disk(folder: Path, megabytes: float, what: str) -> None:
         probe = probe.parent
     free = shutil.disk_usage(probe).free / 2**20
     if free < megabytes:
+        elsewhere = "set FABLESMITH_CACHE to" if folder.is_relative_to(cache_dir()) else "name with --out a folder on"
         raise UserError(
             f"{what} needs {megabytes:.0f} MB on the disk of {folder}, which has {free:.0f} MB free",
-            "free some space, or name another folder with --out",
+            f"free some space, or {elsewhere} another disk",
         )
 
 

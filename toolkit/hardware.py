@@ -139,6 +139,14 @@ def require_disk(folder: Path, megabytes: float, what: str) -> None:
         )
 
 
+def left_by_killed(folder: Path, name: str = "*") -> list[Path]:
+    """What processes that are no more have left in `folder` half-written, as NAME.partial-PID."""
+    import psutil
+
+    found = folder.glob(f"{name}.partial-*")
+    return [left for left in found if not psutil.pid_exists(int(left.name.rpartition("-")[2]))]
+
+
 def require_writable(folder: Path) -> None:
     """Create `folder` if need be and raise UserError when nothing can be written there."""
     probe = folder / f".write-test-{os.getpid()}"

@@ -21,7 +21,7 @@ from toolkit.models.dry import Job, dry_step
 from toolkit.models.gguf_file import BITS
 from toolkit.models.load import pick_dtype
 from toolkit.models.lower import KEPT, plain_kind
-from toolkit.models.resolve import EMBEDDED, MADE, exported_gguf, resolve
+from toolkit.models.resolve import EMBEDDED, MADE, exported_gguf, resolve, unmade
 from toolkit.models.sizes import config_of, count
 from toolkit.pace import KINDS, MADE_PLOT, MADE_PLOTS
 from toolkit.recipe import MERGED_BELOW, LoraSettings, Recipe
@@ -58,6 +58,10 @@ class Use:
     kept: dict[str, float] = field(default_factory=dict)
     scratch: dict[str, float] = field(default_factory=dict)
 
+    def beside(self, part: str, gib: float) -> "Use":
+        """The same with a part more in RAM."""
+        return dataclasses.replace(self, ram={**self.ram, part: gib})
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -69,7 +73,11 @@ class Engine:
     experts: float = 0.0
 
     def bytes(self, context: int) -> float:
-        return self.file + self.token * context + min(0.3 * GIB, self.file)  # buffers: 512 tokens' logits, mostly
+        return self.file + self.work(context)
+
+    def work(self, context: int) -> float:
+        """Bytes of cache and buffers: all but the file."""
+        return self.token * context + min(0.3 * GIB, self.file)  # buffers: 512 tokens' logits, mostly
 
 
 class Run:
@@ -122,9 +130,8 @@ class Run:
         beside = size.table + size.rest
         if head in ("mean", "score"):  # no output matrix is loaded, where it is one of its own
             beside -= 0 if self.tied else size.table // 2
-            beside -= (
-                (size.table if self.tied else size.table // 2) if self.mapped else 0
-            )  # rows of the embeddings that are read
+            if self.mapped:  # only those rows of the embeddings are in memory that are read
+                beside -= size.table if self.tied else size.table // 2
         shrunk = dataclasses.replace(
             size,
             total=round(share * job.depth) + beside,
@@ -157,10 +164,10 @@ class Run:
         """
         step = {"activations": found.activations, "logits": found.logits, "unpacked experts": found.unpacked}
         turns = {k: v for k, v in (turns or {}).items() if v}
-        if not self.gpu and not self.mapped and not (self.recipe.model.four_bit and self.sizes.moe):
-            turns["a file of weights"] = max(self.files()) - (
-                IN_PIECES * GIB if found.adapter and not self.recipe.model.four_bit else 0
-            )
+        four_bit = self.recipe.model.four_bit
+        if not (self.gpu or self.mapped or (four_bit and self.sizes.moe)):
+            not_yet = IN_PIECES * GIB if found.adapter and not four_bit else 0.0
+            turns["a file of weights"] = max(self.files()) - not_yet
         if "tripwire's look" in turns:
             turns["distances"] = EMBEDS * GIB
         distances = {"distances": turns.pop("distances") / GIB} if self.gpu and "distances" in turns else {}
@@ -205,8 +212,8 @@ class Run:
         if here:
             return here
         whole = self.sizes.total * (4.0 if self.recipe.model.id == EMBEDDED else 2.0)
-        count = math.ceil(whole / GIB / SHARD)
-        return [whole / count] * count
+        shards = math.ceil(whole / GIB / SHARD)
+        return [whole / shards] * shards
 
     def of_type(self, each: float) -> bool:
         """Whether the files of weights have that many bytes a parameter."""
@@ -226,7 +233,7 @@ class Run:
         if self.gpu:
             written = self.cache(rows, PROMPT + most) + 4 * rows * self.sizes.vocabulary * 4.0
         else:
-            written = self.engine("base").bytes(CONTEXT["writer"]) - self.engine("base").file
+            written = self.engine("base").work(CONTEXT["writer"])
         if self.gpu or plain_kind(self.config):
             read = min(READ_ROWS, rows) * most * self.sizes.vocabulary * (self.each + 4.0 + 4.0)
         else:
@@ -314,7 +321,7 @@ class Run:
             beside["reward model"] = self._read_reward(greeting)
         most = self.recipe.grpo.max_tokens if greeting else self.recipe.candidates.max_tokens
         use = self.train(found, beside, {"tripwire's look": self.look(most)})
-        return dataclasses.replace(use, ram={**use.ram, "lower layers' states": kept / GIB}) if kept else use
+        return use.beside("lower layers' states", kept / GIB) if kept else use
 
     def pairs_apart(self) -> str:
         """Why DPO reads pairs the plain way, both answers padded side by side; "" where a pair is read at once (preference.shared)."""
@@ -412,12 +419,9 @@ class Run:
 
     def _safety(self) -> Use:
         judge, writer = self.recipe.safety.judge, self._reading("base", "writer")
-        logits = {
-            "an answer's logits": 3.0 * self.tokens("sft") * self.sizes.vocabulary * 4 / GIB
-        }  # llama.cpp's, ours, what their sum takes
-        return _most(
-            [dataclasses.replace(writer, ram=writer.ram | logits), *([self._reading(judge, "judge")] if judge else [])]
-        )
+        logits = 3.0 * self.tokens("sft") * self.sizes.vocabulary * 4 / GIB  # llama.cpp's, ours, what their sum takes
+        turns = [writer.beside("an answer's logits", logits)]
+        return _most([*turns, self._reading(judge, "judge")] if judge else turns)
 
     def _pairwise(self) -> Use:
         g = self.recipe.pairwise
@@ -524,7 +528,7 @@ class Run:
         names = {r.writer, *((getattr(r, role) or r.agents) for role in ("positive", "negative", "judge", "reflector"))}
         for name in sorted(names):
             use = self._with_engine(use, self.engine(name), CONTEXT["agent"])
-        return use if r.retrieval == "ngrams" else dataclasses.replace(use, ram={**use.ram, "retrieval": SEARCHES})
+        return use if r.retrieval == "ngrams" else use.beside("retrieval", SEARCHES)
 
     def _principles(self) -> Use:
         return self._reading(self.recipe.principles.agent, "agent")
@@ -554,8 +558,7 @@ class Run:
             )
         if "principles" in names:
             last = self._with_engine(last, self.engine(self.recipe.principles.agent), CONTEXT["agent"])
-        last = dataclasses.replace(last, ram={**last.ram, "unseen judge": SEARCHES})
-        return _most([self._reading("base", "writer"), last])
+        return _most([self._reading("base", "writer"), last.beside("unseen judge", SEARCHES)])
 
     # ---- files
 
@@ -570,9 +573,7 @@ class Run:
         largest = 2 * self.sizes.vocabulary * self.sizes.hidden * 4 / GIB
         kept["GGUF"] = self.gguf_bytes(r.quantisation) / GIB
         turns = [Use(ram={"converter": CONVERTS + largest})]
-        if (
-            r.id in MADE and not (Path(self.model.weights) / "config.json").is_file()
-        ):  # in float32, and as they are written
+        if unmade(self.model):  # in float32, and as they are written
             made = self.sizes.total * (6.0 if self.sizes.moe else 8.0) / GIB
             turns.append(Use(ram={"python and torch": AFTER, "weights that are made": made}))
         return dataclasses.replace(_most(turns), kept=kept, scratch={"16-bit GGUF": weights})
@@ -593,12 +594,12 @@ class Run:
         vram = {"CUDA": CUDA_CONTEXT, **held} if self.gpu else {}
         if not self.merges():
             return _most([Use(vram, ram), self._reading("base", "writer")])
-        beside = {"GGUF, to prove": weights}
-        if not self.of_type(4.0 if exact else self.each):  # a mixture's experts are put together besides
-            beside = _most(
-                [Use(ram=beside), Use(ram={"a file of weights": max(self.files()) * (1 + self.sizes.moe) / GIB})]
-            ).ram
-        ram |= {} if self.gpu else beside
+        if not self.gpu:
+            turns = {"GGUF, to prove": weights}
+            if not self.of_type(4.0 if exact else self.each):  # a mixture's experts are put together besides
+                turns["a file of weights"] = max(self.files()) * (1 + self.sizes.moe) / GIB
+            longest = max(turns, key=turns.get)
+            ram[longest] = turns[longest]
         scratch = {"merged weights": weights, "16-bit GGUF": weights}
         kept = {"GGUF": self.gguf_bytes(self.recipe.export.quantisation) / GIB}
         return Use(vram, ram, kept, scratch)

@@ -13,7 +13,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from bitsandbytes import functional as bnb
 from bitsandbytes.nn import Linear4bit
@@ -25,7 +24,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from toolkit.errors import UserError
-from toolkit.hardware import cache_dir, require_disk
+from toolkit.hardware import cache_dir, left_by_killed, require_disk
 from toolkit.models.experts import BLOCK, ROUTERS, expert_weights, is_experts, pack, packed_parameter, quantise
 from toolkit.models.resolve import digest
 from toolkit.progress import bar, say
@@ -103,9 +102,8 @@ def quantised_parts(source: Path, net: nn.Module) -> list[Path]:
     shards = shards_of(source)
     folder = cache_dir() / "nf4" / f"{digest([source / 'config.json', *shards])}-{FORMAT}"
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("*.partial-*"):  # by a process that was killed while it wrote
-        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
-            left.unlink(missing_ok=True)
+    for left in left_by_killed(folder):
+        left.unlink(missing_ok=True)
     parts = [folder / shard.name for shard in shards]
     todo = [part for part in parts if not _whole(part)]
     if todo:

